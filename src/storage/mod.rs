@@ -1,0 +1,43 @@
+//! The operating system and nothing else: one file, read and written at offsets.
+//!
+//! # What is assumed of the medium
+//!
+//! - S1: once `sync_data` returned `Ok`, every byte written before it was called survives a power cut.
+//! - S2: an unsynced write may be lost, reordered, or torn at any multiple of 512 bytes.
+//! - S3: bytes outside a written range do not change.
+//! - S4: a new file is durable only after its directory was synced, which opening does.
+
+use std::fmt::Debug;
+use std::io;
+
+/// One growable file of bytes.
+///
+/// All methods may be called from many threads at once. A short transfer is never
+/// reported as success, and interrupted calls are retried inside.
+#[expect(clippy::len_without_is_empty, reason = "a file, not a collection")]
+pub trait Storage: Send + Sync + Debug + 'static {
+    /// Fills `buf` with the bytes at `offset`.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the file ends before the range does.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+
+    /// Writes all of `buf` at `offset`, growing the file when the range ends past its end.
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()>;
+
+    /// Makes every write that returned before this call durable (`fdatasync`).
+    fn sync_data(&self) -> io::Result<()>;
+
+    /// Length of the file in bytes.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Cuts or (sparsely) extends the file.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Gives the blocks of a range back; it reads as zeros or as before afterwards.
+    /// `Ok(false)`: not supported here, nothing happened.
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<bool>;
+
+    /// Bytes the file occupies on the medium, holes not counted.
+    fn allocated(&self) -> io::Result<u64>;
+}
