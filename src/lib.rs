@@ -18,3 +18,5 @@ pub mod base;
 pub mod pagecache;
 #[doc(hidden)]
 pub mod storage;
+#[doc(hidden)]
+pub mod tree;

@@ -1,0 +1,158 @@
+//! Leaf images against a `BTreeMap`, against fixed bytes, and against damage.
+
+use super::*;
+use std::collections::BTreeMap;
+
+type Model = BTreeMap<Vec<u8>, (bool, Vec<u8>)>;
+
+/// A small generator, so that a failure repeats.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % n
+    }
+
+    fn bytes(&mut self, longest: u64) -> Vec<u8> {
+        // Few distinct bytes, so that keys share prefixes and 0xFF tails turn up.
+        (0..self.below(longest + 1)).map(|_| [0, 1, 0xFE, 0xFF][self.below(4) as usize]).collect()
+    }
+}
+
+fn value((big, bytes): &(bool, Vec<u8>)) -> Value<'_> {
+    if *big { Value::Big(bytes) } else { Value::Inline(bytes) }
+}
+
+fn build(model: &Model, low: &[u8], high: Option<&[u8]>) -> Vec<u8> {
+    let mut builder = LeafBuilder::new(low, high, 77);
+    for (k, v) in model {
+        builder.push(k, value(v));
+    }
+    let expected = builder.image_len();
+    let image = builder.finish();
+    assert_eq!(image.len(), expected);
+    image
+}
+
+#[test]
+fn image_has_the_documented_bytes() {
+    let mut builder = LeafBuilder::new(b"ab", Some(b"ad"), 9);
+    builder.push(b"abc", Value::Inline(b"xy"));
+    builder.push(b"ac", Value::Big(b"z"));
+    let image = builder.finish();
+    let mut expected = vec![2, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 9, 0, 0, 0, 60, 0, 0, 0];
+    expected.extend_from_slice(&[0; 8]);
+    expected.extend_from_slice(&[fingerprint(b"abc") as u8, fingerprint(b"ac") as u8]);
+    expected.extend_from_slice(&[42, 0, 0, 0, 50, 0, 0, 0]);
+    expected.extend_from_slice(&[2, 0, 2, 0, b'b', b'c', b'x', b'y']);
+    expected.extend_from_slice(&[1, 0, 1, 0x40, b'c', b'z']);
+    expected.extend_from_slice(b"abad");
+    assert_eq!(image, expected);
+    // The fingerprint is part of the format as well.
+    assert_eq!(fingerprint(b"abc"), fingerprint(&b"abc"[..]));
+    assert_ne!(fingerprint(b"a"), fingerprint(b"a\0"));
+}
+
+#[test]
+fn random_leaves_match_a_btreemap() {
+    let mut random = Random(0x1234_5678_9ABC_DEF1);
+    for _ in 0..if cfg!(miri) { 10 } else { 3_000 } {
+        let low = random.bytes(4);
+        let high = Some(random.bytes(6)).filter(|high| *high > low);
+        let inside = |k: &Vec<u8>| *k >= low && high.as_ref().is_none_or(|high| k < high);
+        let mut model = Model::new();
+        for _ in 0..random.below(60) {
+            let key = [&low[..], &random.bytes(5)].concat();
+            model.insert(key, (random.below(4) == 0, random.bytes(9)));
+        }
+        model.retain(|k, _| inside(k));
+        let image = build(&model, &low, high.as_deref());
+        let leaf = Leaf::validate(&image).expect("what was built is well formed");
+        assert_eq!(
+            (leaf.len(), leaf.low(), leaf.high(), leaf.right()),
+            (model.len(), &low[..], high.as_deref(), 77)
+        );
+        for probe in model.keys().cloned().chain((0..40).map(|_| [&low[..], &random.bytes(5)].concat())) {
+            let index = model.keys().filter(|k| **k < probe).count();
+            assert_eq!(leaf.lower_bound(&probe), index);
+            assert_eq!(leaf.covers(&probe), inside(&probe));
+            if inside(&probe) {
+                assert_eq!(leaf.find(&probe, fingerprint(&probe)), model.get(&probe).map(value));
+            }
+        }
+        let mut changed: BTreeMap<Vec<u8>, Option<(bool, Vec<u8>)>> = BTreeMap::new();
+        for _ in 0..random.below(20) {
+            let fresh = [&low[..], &random.bytes(5)].concat();
+            let old = model.keys().nth(random.below(60) as usize).cloned();
+            let key = old.filter(|_| random.below(2) == 0).unwrap_or(fresh);
+            changed.insert(key, Some((false, random.bytes(3))).filter(|_| random.below(3) > 0));
+        }
+        changed.retain(|k, _| inside(k));
+        let changes: Vec<Change<'_>> = changed.iter().map(|(k, v)| (&k[..], v.as_ref().map(value))).collect();
+        let mut folded = Model::new();
+        let mut last: Option<Vec<u8>> = None;
+        fold(leaf, &changes, |k, v| {
+            assert!(last.as_deref().is_none_or(|last| last < k), "strictly ascending");
+            last = Some(k.to_vec());
+            folded.insert(k.to_vec(), (v.kind() == 1, v.bytes().to_vec()));
+        });
+        for (k, v) in changed {
+            match v {
+                Some(v) => model.insert(k, v),
+                None => model.remove(&k),
+            };
+        }
+        assert_eq!(folded, model);
+    }
+}
+
+#[test]
+fn separators_are_shortest_and_between() {
+    assert_eq!(separator(b"abc", b"abd"), b"abd");
+    assert_eq!(separator(b"abc", b"b000"), b"b");
+    assert_eq!(separator(b"", b"xyz"), b"x");
+    assert_eq!(separator(b"ab", b"ab\0\0"), b"ab\0");
+}
+
+#[test]
+fn long_keys_and_longest_values_fit() {
+    let long = vec![0xFF; 70_000];
+    let longest = vec![3; MAX_INLINE];
+    let mut builder = LeafBuilder::new(b"", None, 0);
+    builder.push(&long[..65_535], Value::Inline(b""));
+    builder.push(&long, Value::Inline(&longest));
+    let image = builder.finish();
+    let leaf = Leaf::validate(&image).expect("well formed");
+    assert_eq!(leaf.find(&long[..65_535], fingerprint(&long[..65_535])), Some(Value::Inline(b"")));
+    assert_eq!(leaf.find(&long, fingerprint(&long)), Some(Value::Inline(&longest)));
+}
+
+/// Whatever the bytes, validating ends without a panic, and what passes can be read without one.
+#[test]
+fn damaged_images_never_panic() {
+    let model: Model = (0..20_u8).map(|i| (vec![5, i], (i % 3 == 0, vec![i; 4]))).collect();
+    let image = build(&model, &[5], Some(&[5, 200]));
+    let mut refused = 0;
+    for at in 0..image.len() {
+        for flip in [1, 0x80, 0xFF] {
+            let mut damaged = image.clone();
+            damaged[at] ^= flip;
+            match Leaf::validate(&damaged) {
+                Err(_) => refused += 1,
+                Ok(leaf) => {
+                    for i in 0..leaf.len() {
+                        let (suffix, _) = leaf.record(i);
+                        let key = [leaf.prefix(), suffix].concat();
+                        assert_eq!(leaf.lower_bound(&key), i);
+                        let _ = leaf.find(&key, fingerprint(&key));
+                    }
+                }
+            }
+        }
+        assert!(Leaf::validate(&image[..at]).is_err(), "cut at {at}");
+    }
+    assert!(refused > image.len() / 2, "only {refused} of {} damages were seen", 3 * image.len());
+}
