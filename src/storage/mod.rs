@@ -7,6 +7,10 @@
 //! - S3: bytes outside a written range do not change.
 //! - S4: a new file is durable only after its directory was synced, which opening does.
 
+#[cfg(unix)]
+pub mod disk;
+pub mod sim;
+
 use std::fmt::Debug;
 use std::io;
 

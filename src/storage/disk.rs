@@ -1,0 +1,213 @@
+//! The file `db` in a directory, locked against a second opener.
+
+#![allow(unsafe_code)]
+
+use super::Storage;
+use fs2::FileExt as _;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+/// Name of the file within the database's directory.
+const FILE: &str = "db";
+
+/// One locked file; dropping it releases the lock.
+#[derive(Debug)]
+pub struct DiskStorage {
+    file: File,
+}
+
+impl DiskStorage {
+    /// Opens, or creates, the file `db` below `directory` and locks it.
+    ///
+    /// What was created, directories included, is durable when this returns (S4).
+    ///
+    /// # Errors
+    /// - kind `Other`, text `could not acquire lock on "...": ...`: somebody has it open
+    /// - `AlreadyExists`: `create_new` and the file exists
+    /// - `InvalidInput`: the path of the file is there and is no regular file
+    /// - whatever the operating system says
+    pub fn open(directory: &Path, create_new: bool) -> io::Result<DiskStorage> {
+        let fresh = missing_directories(directory);
+        std::fs::create_dir_all(directory)?;
+        let path = directory.join(FILE);
+        // Opening a FIFO would wait for its other end; only a regular file is opened at all.
+        let existed = match std::fs::metadata(&path) {
+            Ok(found) if found.is_file() => true,
+            Ok(_) => {
+                let text = format!("{} is not a regular file", path.display());
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+            Err(e) => return Err(e),
+        };
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).create_new(create_new);
+        let file = options.open(&path)?;
+        if let Err(e) = file.try_lock_exclusive() {
+            return Err(io::Error::other(format!("could not acquire lock on {path:?}: {e:?}")));
+        }
+        if !existed {
+            sync_directory(directory)?;
+        }
+        for created in fresh {
+            sync_directory(created.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+        }
+        Ok(DiskStorage { file })
+    }
+}
+
+/// `directory` and those of its parents that are not there yet.
+fn missing_directories(directory: &Path) -> Vec<PathBuf> {
+    let missing = directory.ancestors().take_while(|d| !d.as_os_str().is_empty() && !d.exists());
+    missing.map(Path::to_path_buf).collect()
+}
+
+/// Makes the entries of a directory durable.
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+impl Storage for DiskStorage {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(buf, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<bool> {
+        use std::os::fd::AsRawFd as _;
+        let range = libc::off_t::try_from(offset).ok().zip(libc::off_t::try_from(len).ok());
+        let (offset, len) = range.ok_or(io::ErrorKind::InvalidInput)?;
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        loop {
+            // SAFETY: a plain system call on a descriptor that `self` keeps open; no memory is passed.
+            if unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, len) } == 0 {
+                return Ok(true);
+            }
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
+                Some(libc::EINTR) => {}
+                Some(libc::EOPNOTSUPP | libc::ENOSYS) => return Ok(false),
+                _ => return Err(error),
+            }
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn punch_hole(&self, _offset: u64, _len: u64) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        // `st_blocks` counts 512-byte units on every system, whatever its block size.
+        Ok(self.file.metadata()?.blocks() * 512)
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(miri))]
+mod tests {
+    use super::*;
+
+    /// A directory that is removed with everything in it.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Scratch {
+            let path = std::env::temp_dir().join(format!("sled-disk-{name}-{}", std::process::id()));
+            let _ = std::fs::remove_dir_all(&path);
+            Scratch(path)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn bytes_come_back_after_reopening() {
+        let scratch = Scratch::new("reopen");
+        let nested = scratch.0.join("a/b");
+        let disk = DiskStorage::open(&nested, true).expect("creates parents");
+        disk.write_at(5000, b"hello").expect("writes");
+        disk.sync_data().expect("syncs");
+        drop(disk);
+        assert_eq!(
+            DiskStorage::open(&nested, true).expect_err("exists").kind(),
+            io::ErrorKind::AlreadyExists
+        );
+        let disk = DiskStorage::open(&nested, false).expect("the lock is free");
+        let mut buf = [1; 7];
+        disk.read_at(4998, &mut buf).expect("reads");
+        assert_eq!(&buf, b"\0\0hello");
+        assert_eq!(
+            disk.read_at(4999, &mut buf).expect_err("past the end").kind(),
+            io::ErrorKind::UnexpectedEof
+        );
+        assert_eq!(disk.len().expect("known"), 5005);
+        disk.set_len(3).expect("cuts");
+        assert_eq!(disk.len().expect("known"), 3);
+    }
+
+    #[test]
+    fn a_second_opener_is_told_what_is_locked() {
+        let scratch = Scratch::new("lock");
+        let first = DiskStorage::open(&scratch.0, false).expect("opens");
+        let error = DiskStorage::open(&scratch.0, false).expect_err("locked");
+        assert_eq!((error.kind(), error.raw_os_error()), (io::ErrorKind::Other, None));
+        let text = error.to_string();
+        let expected = format!("could not acquire lock on {:?}: ", scratch.0.join("db"));
+        assert!(text.starts_with(&expected) && text.contains("WouldBlock"), "{text}");
+        drop(first);
+        DiskStorage::open(&scratch.0, false).expect("released");
+    }
+
+    #[test]
+    fn odd_paths_are_errors() {
+        let scratch = Scratch::new("odd");
+        std::fs::create_dir_all(scratch.0.join("db")).expect("creates");
+        assert_eq!(
+            DiskStorage::open(&scratch.0, false).expect_err("a directory").kind(),
+            io::ErrorKind::InvalidInput
+        );
+        let file = scratch.0.join("file");
+        std::fs::write(&file, b"x").expect("writes");
+        DiskStorage::open(&file, false).expect_err("the directory is a file");
+        assert_eq!(std::fs::read(&file).expect("still there"), b"x");
+    }
+
+    #[test]
+    fn holes_give_blocks_back() {
+        let scratch = Scratch::new("hole");
+        let disk = DiskStorage::open(&scratch.0, false).expect("opens");
+        disk.write_at(0, &vec![1; 1 << 20]).expect("writes");
+        disk.sync_data().expect("syncs");
+        let before = disk.allocated().expect("known");
+        if disk.punch_hole(0, 1 << 19).expect("punches or says no") {
+            assert!(disk.allocated().expect("known") <= before - (1 << 18));
+            let mut buf = [1; 4];
+            disk.read_at(100, &mut buf).expect("a hole reads as zeros");
+            assert_eq!(buf, [0; 4]);
+        }
+        assert_eq!(disk.len().expect("known"), 1 << 20);
+    }
+}
