@@ -6,3 +6,4 @@
 
 pub mod arena;
 pub mod frame;
+pub mod mapping_table;

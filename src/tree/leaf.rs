@@ -25,6 +25,7 @@
 //!
 //! T2, and what [`Leaf::validate`] checks; an image from disk is validated before anything else reads it.
 
+use super::common_prefix;
 use std::cmp::Ordering;
 use std::ops::Range;
 
@@ -82,10 +83,6 @@ pub fn fingerprint(key: &[u8]) -> u16 {
     tail[..words.remainder().len()].copy_from_slice(words.remainder());
     hash = (hash ^ u64::from_le_bytes(tail)).wrapping_mul(K);
     (hash >> 48) as u16
-}
-
-fn common_prefix(a: &[u8], b: &[u8]) -> usize {
-    a.iter().zip(b).take_while(|(x, y)| x == y).count()
 }
 
 /// The shortest byte string `s` with `left < s <= right`; `left < right` must hold.

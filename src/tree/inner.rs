@@ -1,0 +1,230 @@
+//! Inner nodes: immutable, replaced whole, resident, never on disk.
+//!
+//! # Format
+//!
+//! Native to one process: it is never written. Little-endian all the same, so that one reader serves.
+//!
+//! | OFFSET | SIZE | FIELD |
+//! |---|---|---|
+//! | 0 | 4 | n, number of children, at least 1 |
+//! | 4 | 4 | level, 1 = its children are leaves |
+//! | 8 | 4 | prefix length |
+//! | 12 | 4 | low fence length |
+//! | 16 | 4 | high fence length, `u32::MAX` = no upper end |
+//! | 20 | 4 | PID of the right sibling, 0 = none |
+//! | 24 | 8 (n-1) | heads: the first 8 bytes of each separator after the prefix, big-endian value |
+//! | . | 4 n | PIDs of the children |
+//! | . | 4 n | ends of the separators' suffixes, the first one 0 |
+//! | . | . | suffixes, low fence, high fence |
+//!
+//! Child `i` covers `[separator i, separator i + 1)`; separator 0 is the low fence and is not stored again.
+//!
+//! # References
+//!
+//! Key heads: G. Graefe and P. Larson, "B-Tree Indexes and CPU Caches", ICDE 2001.
+
+use super::common_prefix;
+
+const HEADER: usize = 24;
+const NO_HIGH: u32 = u32::MAX;
+
+/// First eight bytes as a number that orders like them; shorter ones are padded with zeros.
+#[inline]
+fn head(bytes: &[u8]) -> u64 {
+    let mut first = [0; 8];
+    let len = bytes.len().min(8);
+    first[..len].copy_from_slice(&bytes[..len]);
+    u64::from_be_bytes(first)
+}
+
+/// An inner node.
+#[derive(Clone, Copy, Debug)]
+pub struct Inner<'a> {
+    bytes: &'a [u8],
+}
+
+impl<'a> Inner<'a> {
+    /// A node that [`build`] made.
+    #[inline]
+    pub fn new(bytes: &'a [u8]) -> Inner<'a> {
+        Inner { bytes }
+    }
+
+    #[inline]
+    fn field(self, at: usize) -> u32 {
+        u32::from_le_bytes(self.bytes[at..at + 4].try_into().expect("four bytes"))
+    }
+
+    /// Number of children.
+    #[inline]
+    pub fn children(self) -> usize {
+        self.field(0) as usize
+    }
+
+    /// Levels above the leaves, at least 1.
+    pub fn level(self) -> u32 {
+        self.field(4)
+    }
+
+    /// PID of the right sibling, 0 = none.
+    pub fn right(self) -> u32 {
+        self.field(20)
+    }
+
+    fn high_len(self) -> usize {
+        match self.field(16) {
+            NO_HIGH => 0,
+            len => len as usize,
+        }
+    }
+
+    /// Smallest key of the range.
+    pub fn low(self) -> &'a [u8] {
+        let end = self.bytes.len() - self.high_len();
+        &self.bytes[end - self.field(12) as usize..end]
+    }
+
+    /// First key past the range; `None` = the range has no upper end.
+    pub fn high(self) -> Option<&'a [u8]> {
+        (self.field(16) != NO_HIGH).then(|| &self.bytes[self.bytes.len() - self.high_len()..])
+    }
+
+    #[inline]
+    fn head(self, i: usize) -> u64 {
+        let at = HEADER + 8 * i;
+        u64::from_le_bytes(self.bytes[at..at + 8].try_into().expect("eight bytes"))
+    }
+
+    /// PID of child `i`.
+    #[inline]
+    pub fn child(self, i: usize) -> u32 {
+        self.field(HEADER + 8 * (self.children() - 1) + 4 * i)
+    }
+
+    /// Separator `i + 1` without the prefix.
+    fn suffix(self, i: usize) -> &'a [u8] {
+        let ends = HEADER + 8 * (self.children() - 1) + 4 * self.children();
+        let start = ends + 4 * self.children();
+        let (from, to) = (self.field(ends + 4 * i), self.field(ends + 4 * (i + 1)));
+        &self.bytes[start + from as usize..start + to as usize]
+    }
+
+    /// Smallest key of child `i`.
+    pub fn separator(self, i: usize) -> Vec<u8> {
+        match i.checked_sub(1) {
+            None => self.low().to_vec(),
+            Some(i) => [&self.low()[..self.field(8) as usize], self.suffix(i)].concat(),
+        }
+    }
+
+    /// Index of the child whose range has `key`, which must be below the high fence and not below the low.
+    #[inline]
+    pub fn find(self, key: &[u8]) -> usize {
+        debug_assert!(key >= self.low() && self.high().is_none_or(|high| key < high), "T1: key is covered");
+        let suffix = &key[self.field(8) as usize..];
+        let wanted = head(suffix);
+        // Heads first: the first separator whose head is not below the key's, ...
+        let (mut low, mut len) = (0, self.children() - 1);
+        while len > 0 {
+            let half = len / 2;
+            let below = self.head(low + half) < wanted;
+            low = if below { low + half + 1 } else { low };
+            len = if below { len - half - 1 } else { half };
+        }
+        // ... then, among those with the same head, by their whole suffixes.
+        let mut high = low;
+        let mut step = 1;
+        while high < self.children() - 1 && self.head(high) == wanted {
+            high = (high + step).min(self.children() - 1);
+            step *= 2;
+        }
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.head(middle) == wanted && self.suffix(middle) <= suffix {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+}
+
+/// Builds a node. `children` are (smallest key, PID) in order, the first with the low fence as its key.
+pub fn build(level: u32, children: &[(&[u8], u32)], high: Option<&[u8]>, right: u32) -> Vec<u8> {
+    let low = children.first().expect("an inner node has a child").0;
+    debug_assert!(children.windows(2).all(|pair| pair[0].0 < pair[1].0), "T1: separators ascend");
+    let prefix = high.map_or(0, |high| common_prefix(low, high));
+    let field = |n: usize| u32::try_from(n).expect("an inner node is shorter than 4 GiB").to_le_bytes();
+    let mut node = Vec::new();
+    node.extend_from_slice(&field(children.len()));
+    node.extend_from_slice(&level.to_le_bytes());
+    node.extend_from_slice(&field(prefix));
+    node.extend_from_slice(&field(low.len()));
+    node.extend_from_slice(&high.map_or(NO_HIGH.to_le_bytes(), |high| field(high.len())));
+    node.extend_from_slice(&right.to_le_bytes());
+    let suffixes = || children[1..].iter().map(|(key, _)| &key[prefix..]);
+    suffixes().for_each(|suffix| node.extend_from_slice(&head(suffix).to_le_bytes()));
+    children.iter().for_each(|(_, pid)| node.extend_from_slice(&pid.to_le_bytes()));
+    let mut end = 0;
+    node.extend_from_slice(&field(0));
+    for suffix in suffixes() {
+        end += suffix.len();
+        node.extend_from_slice(&field(end));
+    }
+    suffixes().for_each(|suffix| node.extend_from_slice(suffix));
+    node.extend_from_slice(low);
+    node.extend_from_slice(high.unwrap_or_default());
+    node
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_key_finds_the_child_that_covers_it() {
+        let mut seed = 0x2545_F491_4F6C_DD1D_u64;
+        let mut below = |n: u64| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed % n
+        };
+        for _ in 0..if cfg!(miri) { 5 } else { 2_000 } {
+            // Long equal runs in front, so that many heads are the same; zero bytes, which pad heads.
+            let mut random_key = || -> Vec<u8> {
+                let front = [0, 7, 8, 12][below(4) as usize];
+                let tail = (0..below(4)).map(|_| [0, 1, 0xFF][below(3) as usize]).collect::<Vec<u8>>();
+                [vec![0; front], tail].concat()
+            };
+            let mut keys: BTreeSet<Vec<u8>> = (0..50).map(|_| random_key()).collect();
+            let probes: Vec<Vec<u8>> = (0..100).map(|_| random_key()).collect();
+            let high = keys.pop_last().filter(|_| probes[0].len().is_multiple_of(2));
+            let low = keys.first().expect("several keys").clone();
+            let children: Vec<(&[u8], u32)> = keys.iter().zip(10..).map(|(k, pid)| (&k[..], pid)).collect();
+            let node = build(3, &children, high.as_deref(), 9);
+            let inner = Inner::new(&node);
+            assert_eq!((inner.children(), inner.level(), inner.right()), (keys.len(), 3, 9));
+            assert_eq!((inner.low(), inner.high()), (&low[..], high.as_deref()));
+            for (i, (key, pid)) in children.iter().enumerate() {
+                assert_eq!((&inner.separator(i)[..], inner.child(i)), (*key, *pid));
+            }
+            for probe in probes.iter().chain(&keys) {
+                if *probe >= low && high.as_ref().is_none_or(|high| probe < high) {
+                    let expected = keys.iter().filter(|k| *k <= probe).count() - 1;
+                    assert_eq!(inner.find(probe), expected, "{probe:?} in {keys:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_child_covers_everything() {
+        let node = build(1, &[(b"", 4)], None, 0);
+        for key in [&b""[..], b"\0", b"zzzzzzzzzz"] {
+            assert_eq!(Inner::new(&node).child(Inner::new(&node).find(key)), 4);
+        }
+    }
+}
