@@ -18,6 +18,8 @@ const ALIGN: usize = 16;
 pub struct Arena {
     /// Bytes in blocks not freed yet, rounding included. Any thread, by atomic add.
     allocated: AtomicU64,
+    /// Bytes in blocks that are out of use and wait for their epoch. Any thread, by atomic add.
+    retired: AtomicU64,
 }
 
 fn layout(size: usize) -> Layout {
@@ -26,11 +28,6 @@ fn layout(size: usize) -> Layout {
 }
 
 impl Arena {
-    /// An arena with nothing allocated.
-    pub fn new() -> Arena {
-        Arena::default()
-    }
-
     /// An uninitialised block of at least `size` bytes, 16-byte aligned.
     pub fn alloc(&self, size: usize) -> NonNull<u8> {
         let layout = layout(size);
@@ -54,6 +51,24 @@ impl Arena {
         debug_assert!(before >= layout.size() as u64, "more was freed than allocated");
         // SAFETY: the caller promises that it was allocated with this layout and is free of users.
         unsafe { dealloc(block.as_ptr(), layout) };
+    }
+
+    /// Notes that `bytes` went out of use and wait for their epoch.
+    pub fn note_retired(&self, bytes: usize) {
+        // Relaxed: statistic.
+        self.retired.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Notes that `bytes` that waited were freed.
+    pub fn note_reclaimed(&self, bytes: usize) {
+        // Relaxed: statistic.
+        self.retired.fetch_sub(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes in blocks that are in use.
+    pub fn in_use(&self) -> u64 {
+        // Relaxed: statistics.
+        self.allocated().saturating_sub(self.retired.load(Ordering::Relaxed))
     }
 
     /// Bytes in blocks that are not freed, rounding included.

@@ -28,9 +28,10 @@
 
 use super::arena::Arena;
 use crate::base::Lsn;
+use crate::log::ImageAddr;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// Delta slots of a leaf frame.
 pub const SLOTS: usize = 16;
@@ -66,14 +67,41 @@ pub enum DeltaKind {
 struct Header {
     /// Written by the constructor only.
     kind: FrameKind,
+    /// The base holds only changes to the image at `disk`. Written by the constructor only.
+    overlay: bool,
     /// 1 = used since the eviction hand last came by. Relaxed statistic.
     clock: AtomicU8,
     base_len: u32,
-    /// Address of the image equal to the base, 0 = none; the cleaner moves it by CAS.
+    /// The page's newest image, 0 = none. Changed by CAS, by whoever wrote or moved the image.
     disk: AtomicU64,
-    /// Smallest LSN of a change that is in the base and in no image.
+    /// Smallest LSN of a change that is in the base and not in the image; MAX = the base equals the image.
     first_lsn: u64,
-    spare: [u64; 5],
+    /// The tree of the page. Written by the constructor only.
+    tree: u32,
+    /// PID of the right sibling, 0 = to be found from the root. Written by the constructor only.
+    right: u32,
+    /// PID of the page that this one is being merged into. Written before the mapping word says so.
+    merge_into: AtomicU32,
+    spare: [u32; 7],
+}
+
+/// What a new frame is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct NewFrame<'a> {
+    /// Leaf or inner.
+    pub kind: FrameKind,
+    /// The base holds only changes to the image at `disk`.
+    pub overlay: bool,
+    /// The tree of the page.
+    pub tree: u32,
+    /// The base image.
+    pub base: &'a [u8],
+    /// The page's newest image.
+    pub disk: ImageAddr,
+    /// Smallest LSN of a change that is in `base` and not in the image.
+    pub first_lsn: Lsn,
+    /// PID of the right sibling, 0 = to be found from the root.
+    pub right: u32,
 }
 
 #[repr(C)]
@@ -113,10 +141,23 @@ pub struct DeltaRef<'g> {
     pub lsn: Lsn,
     /// What it does.
     pub kind: DeltaKind,
+    /// The fingerprint in its slot.
+    pub fingerprint: u16,
     /// The whole key.
     pub key: &'g [u8],
     /// The value, or a reference to a big value.
     pub value: &'g [u8],
+}
+
+/// What looking through the deltas of a frame found.
+#[derive(Clone, Copy, Debug)]
+pub struct Look<'g> {
+    /// Number of published deltas: the slot to publish to.
+    pub used: usize,
+    /// Whether nothing can be published any more.
+    pub frozen: bool,
+    /// The newest delta of the key.
+    pub delta: Option<DeltaRef<'g>>,
 }
 
 /// A delta record that is not published yet; freed when dropped unpublished.
@@ -125,6 +166,11 @@ pub struct NewDelta<'a> {
     arena: &'a Arena,
     ptr: NonNull<u8>,
     size: usize,
+}
+
+/// Calls `work` once every guard that is pinned now has ended.
+pub fn defer(guard: &crossbeam_epoch::Guard, work: impl FnOnce() + Send + 'static) {
+    guard.defer(work);
 }
 
 fn slot_area(kind: FrameKind) -> usize {
@@ -181,17 +227,21 @@ impl Drop for NewDelta<'_> {
 }
 
 impl<'g> FrameRef<'g> {
-    /// Allocates a frame with no deltas and returns the word for the mapping table.
-    pub fn create(arena: &Arena, kind: FrameKind, base: &[u8], disk: u64, first_lsn: Lsn) -> FrameRef<'g> {
-        let slots = slot_area(kind);
-        let ptr = arena.alloc(HEADER + slots + base.len());
+    /// Allocates a frame with no deltas.
+    pub fn create(arena: &Arena, new: NewFrame<'_>) -> FrameRef<'g> {
+        let slots = slot_area(new.kind);
+        let ptr = arena.alloc(HEADER + slots + new.base.len());
         let header = Header {
-            kind,
+            kind: new.kind,
+            overlay: new.overlay,
             clock: AtomicU8::new(1),
-            base_len: u32::try_from(base.len()).expect("a base image is shorter than 4 GiB"),
-            disk: AtomicU64::new(disk),
-            first_lsn: first_lsn.0,
-            spare: [0; 5],
+            base_len: u32::try_from(new.base.len()).expect("a base image is shorter than 4 GiB"),
+            disk: AtomicU64::new(new.disk.0),
+            first_lsn: new.first_lsn.0,
+            tree: new.tree,
+            right: new.right,
+            merge_into: AtomicU32::new(0),
+            spare: [0; 7],
         };
         // SAFETY: the block is large enough, 16-aligned and ours alone.
         unsafe { ptr.cast::<Header>().write(header) };
@@ -201,9 +251,21 @@ impl<'g> FrameRef<'g> {
         unsafe { slots_at.as_ptr().write_bytes(0, slots) };
         // SAFETY: the base follows the slots within the block.
         let base_at = unsafe { slots_at.add(slots) };
-        // SAFETY: `base.len()` bytes are left in the block; source and block are distinct.
-        unsafe { base_at.as_ptr().copy_from_nonoverlapping(base.as_ptr(), base.len()) };
+        // SAFETY: the base's bytes are left in the block; source and block are distinct.
+        unsafe { base_at.as_ptr().copy_from_nonoverlapping(new.base.as_ptr(), new.base.len()) };
         FrameRef { ptr: ptr.cast(), guard: PhantomData }
+    }
+
+    /// Allocates a frame with copies of deltas in its first slots.
+    pub fn create_with(arena: &Arena, new: NewFrame<'_>, deltas: &[DeltaRef<'_>]) -> FrameRef<'g> {
+        let frame = FrameRef::create(arena, new);
+        for (i, delta) in deltas.iter().enumerate() {
+            let copy = NewDelta::new(arena, delta.kind, delta.key, delta.value);
+            copy.set_lsn(delta.lsn);
+            let (published, _) = frame.publish(i, delta.fingerprint, copy);
+            debug_assert!(matches!(published, Published::Installed), "the frame is ours alone");
+        }
+        frame
     }
 
     /// The frame at an address that was read from a mapping word.
@@ -274,6 +336,12 @@ impl<'g> FrameRef<'g> {
         // Acquire: pairs with the CAS in `publish`.
         let word = self.slots()[i].load(Ordering::Acquire);
         debug_assert!(word > SEAL, "P1: delta {i} is published");
+        Self::delta_at(word)
+    }
+
+    /// The record of a published slot word, which was read with Acquire.
+    #[inline]
+    fn delta_at(word: u64) -> DeltaRef<'g> {
         let ptr = std::ptr::with_exposed_provenance::<u8>((word & ADDRESS_MASK) as usize);
         // SAFETY: published records are initialised and freed with their frame (P4).
         let header = unsafe { &*ptr.cast::<DeltaHeader>() };
@@ -286,23 +354,36 @@ impl<'g> FrameRef<'g> {
         // SAFETY: `new` copied this many bytes there; immutable since.
         let value = unsafe { std::slice::from_raw_parts(value_at, header.value_len as usize) };
         // Relaxed: written before the publishing CAS, which the Acquire above pairs with.
-        DeltaRef { lsn: Lsn(header.lsn.load(Ordering::Relaxed)), kind: header.kind, key, value }
+        DeltaRef {
+            lsn: Lsn(header.lsn.load(Ordering::Relaxed)),
+            kind: header.kind,
+            fingerprint: (word >> ADDRESS_BITS) as u16,
+            key,
+            value,
+        }
     }
 
-    /// Newest of the first `used` deltas that has `key`.
+    /// Looks through the published deltas, newest first, for the one that decides about `key`.
     #[inline]
-    pub fn find_delta(self, used: usize, fingerprint: u16, key: &[u8]) -> Option<DeltaRef<'g>> {
-        for i in (0..used).rev() {
-            // Relaxed: `delta` below re-reads with Acquire.
-            let word = self.slots()[i].load(Ordering::Relaxed);
-            if (word >> ADDRESS_BITS) as u16 == fingerprint {
-                let delta = self.delta(i);
-                if delta.key == key {
-                    return Some(delta);
-                }
+    pub fn look(self, fingerprint: u16, key: &[u8]) -> Look<'g> {
+        let slots = self.slots();
+        let mut words = [0; SLOTS];
+        let (mut used, mut frozen) = (SLOTS, true);
+        for (i, slot) in slots.iter().enumerate() {
+            // Acquire: pairs with the CAS in `publish`, so the record is initialised.
+            let word = slot.load(Ordering::Acquire);
+            if word <= SEAL {
+                (used, frozen) = (i, word == SEAL);
+                break;
             }
+            words[i] = word;
         }
-        None
+        let matching = words[..used].iter().enumerate().rev();
+        let delta = matching
+            .filter(|(_, word)| (**word >> ADDRESS_BITS) as u16 == fingerprint)
+            .map(|(_, word)| Self::delta_at(*word))
+            .find(|delta| delta.key == key);
+        Look { used, frozen, delta }
     }
 
     /// Puts a delta into slot `i`. The linearization point of writes.
@@ -339,21 +420,55 @@ impl<'g> FrameRef<'g> {
         SLOTS
     }
 
-    /// Address of the image equal to the base; 0 = none.
-    pub fn disk(self) -> u64 {
+    /// The page's newest image.
+    pub fn disk(self) -> ImageAddr {
         // Acquire: pairs with the CAS in `set_disk`.
-        self.header().disk.load(Ordering::Acquire)
+        ImageAddr(self.header().disk.load(Ordering::Acquire))
     }
 
     /// Changes the image address if it is still `from`.
-    pub fn set_disk(self, from: u64, to: u64) -> bool {
+    pub fn set_disk(self, from: ImageAddr, to: ImageAddr) -> bool {
         // AcqRel: pairs with the load in `disk`.
-        self.header().disk.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.header().disk.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// Smallest LSN of a change in the base that is in no image.
     pub fn first_lsn(self) -> Lsn {
         Lsn(self.header().first_lsn)
+    }
+
+    /// Smallest LSN of a change, in the base or the first `used` deltas, that is in no image.
+    pub fn first_change(self, used: usize) -> Lsn {
+        (0..used).map(|i| self.delta(i).lsn).fold(self.first_lsn(), Lsn::min)
+    }
+
+    /// Whether the base holds only changes to the image at `disk`.
+    #[inline]
+    pub fn overlay(self) -> bool {
+        self.header().overlay
+    }
+
+    /// The tree of the page.
+    pub fn tree(self) -> u32 {
+        self.header().tree
+    }
+
+    /// PID of the right sibling; 0 = to be found from the root.
+    #[inline]
+    pub fn right(self) -> u32 {
+        self.header().right
+    }
+
+    /// PID of the page that this one is being merged into, when its mapping word says that it is.
+    pub fn merge_into(self) -> u32 {
+        // Relaxed: written before the CAS on the mapping word, which the reader's Acquire load pairs with.
+        self.header().merge_into.load(Ordering::Relaxed)
+    }
+
+    /// Notes where the page is merged into, before the mapping word says that it is.
+    pub fn set_merge_into(self, pid: u32) {
+        // Relaxed: the CAS on the mapping word publishes it.
+        self.header().merge_into.store(pid, Ordering::Relaxed);
     }
 
     /// Notes a use, for eviction.
@@ -383,6 +498,27 @@ impl<'g> FrameRef<'g> {
             }
         }
         total
+    }
+
+    /// Calls `free` with the frame once every guard that is pinned now has ended. The frame has left the
+    /// mapping table (P3, P5).
+    pub fn retire(
+        self,
+        guard: &crossbeam_epoch::Guard,
+        free: impl FnOnce(FrameRef<'static>) + Send + 'static,
+    ) {
+        let address = self.address();
+        defer(guard, move || {
+            // SAFETY: the caller frees it here and nowhere else, so it is alive until then.
+            free(unsafe { FrameRef::from_address(address) });
+        });
+    }
+
+    /// Frees a frame that nobody else can reach: it never was in the mapping table, or it left it and its epoch
+    /// is over.
+    pub fn discard(self, arena: &Arena) {
+        // SAFETY: as the callers, all in this layer, keep P5.
+        unsafe { self.free(arena) };
     }
 
     /// Frees the frame and its deltas.
@@ -415,6 +551,11 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
+    fn new_frame(kind: FrameKind, base: &[u8]) -> NewFrame<'_> {
+        let disk = ImageAddr::NONE;
+        NewFrame { kind, overlay: false, tree: 1, base, disk, first_lsn: Lsn::MAX, right: 0 }
+    }
+
     fn put<'a>(arena: &'a Arena, key: &[u8], value: &[u8], lsn: u64) -> NewDelta<'a> {
         let delta = NewDelta::new(arena, DeltaKind::Put, key, value);
         delta.set_lsn(Lsn(lsn));
@@ -423,17 +564,20 @@ mod tests {
 
     #[test]
     fn deltas_are_found_newest_first_and_memory_returns() {
-        let arena = Arena::new();
-        let frame = FrameRef::create(&arena, FrameKind::Leaf, b"base image", 0, Lsn(7));
+        let arena = Arena::default();
+        let frame = FrameRef::create(
+            &arena,
+            NewFrame { first_lsn: Lsn(7), ..new_frame(FrameKind::Leaf, b"base image") },
+        );
         assert_eq!((frame.base(), frame.first_lsn(), frame.used()), (&b"base image"[..], Lsn(7), (0, false)));
         for (i, value) in [b"old", b"new"].into_iter().enumerate() {
             let (outcome, back) = frame.publish(i, 9, put(&arena, b"key", value, i as u64));
             assert!(matches!(outcome, Published::Installed) && back.is_none());
         }
-        let found = frame.find_delta(2, 9, b"key").expect("published");
+        let found = frame.look(9, b"key").delta.expect("published");
         assert_eq!((found.value, found.lsn, found.kind), (&b"new"[..], Lsn(1), DeltaKind::Put));
-        assert!(frame.find_delta(2, 9, b"other").is_none(), "a fingerprint alone is no match");
-        assert_eq!(frame.find_delta(1, 9, b"key").expect("older").value, b"old");
+        assert!(frame.look(9, b"other").delta.is_none(), "a fingerprint alone is no match");
+        assert_eq!(frame.delta(0).value, b"old");
         // SAFETY: never reachable from a mapping table.
         unsafe { frame.free(&arena) };
         assert_eq!(arena.allocated(), 0, "frame and deltas are freed");
@@ -441,9 +585,9 @@ mod tests {
 
     #[test]
     fn a_frozen_frame_takes_no_delta() {
-        let arena = Arena::new();
+        let arena = Arena::default();
         for filled in [0, 3, SLOTS] {
-            let frame = FrameRef::create(&arena, FrameKind::Leaf, &[], 0, Lsn(0));
+            let frame = FrameRef::create(&arena, new_frame(FrameKind::Leaf, &[]));
             for i in 0..filled {
                 assert!(matches!(
                     frame.publish(i, 1, put(&arena, &[i as u8], b"v", 0)).0,
@@ -462,10 +606,11 @@ mod tests {
 
     #[test]
     fn image_address_changes_only_from_what_was_seen() {
-        let arena = Arena::new();
-        let frame = FrameRef::create(&arena, FrameKind::Inner, b"node", 5, Lsn(0));
-        assert!(!frame.set_disk(4, 6) && frame.disk() == 5);
-        assert!(frame.set_disk(5, 6) && frame.disk() == 6);
+        let arena = Arena::default();
+        let frame =
+            FrameRef::create(&arena, NewFrame { disk: ImageAddr(5), ..new_frame(FrameKind::Inner, b"node") });
+        assert!(!frame.set_disk(ImageAddr(4), ImageAddr(6)) && frame.disk() == ImageAddr(5));
+        assert!(frame.set_disk(ImageAddr(5), ImageAddr(6)) && frame.disk() == ImageAddr(6));
         assert!(frame.take_clock() && !frame.take_clock());
         frame.touch();
         assert!(frame.take_clock());
@@ -477,9 +622,9 @@ mod tests {
     #[test]
     fn racing_publishers_and_a_freezer_lose_nothing() {
         let rounds = if cfg!(miri) { 8 } else { 2_000 };
-        let arena = Arc::new(Arena::new());
+        let arena = Arc::new(Arena::default());
         for round in 0..rounds {
-            let frame = FrameRef::create(&arena, FrameKind::Leaf, &[], 0, Lsn(0));
+            let frame = FrameRef::create(&arena, new_frame(FrameKind::Leaf, &[]));
             let address = frame.address();
             let writer = |who: u8| {
                 let arena = Arc::clone(&arena);

@@ -6,10 +6,33 @@
 //! count and two loads. A bucket is allocated when its first PID is; the memory of a large one is touched only
 //! as its words are used.
 //!
+//! # Format of a word
+//!
+//! Two tag bits on top: `00` = address of a resident frame, its lowest bit set while the page is being merged into its
+//! left sibling; `01` = address of the page's image; `10` = PID of the page that this one was merged into. 0 = free.
+//!
+//! # States of a page
+//!
+//! ```text
+//! free --allocate, publish--> resident <--fault in / page out--> image
+//!                                | claim_merge
+//!                             merging --finish_merge--> redirect --epoch--> free
+//! ```
+//!
+//! # Invariants
+//!
+//! - P5: a word that says "resident" holds the address of a frame that is freed only after the word changed
+//!   and every guard pinned before that has ended.
+//!
 //! # Concurrency
 //!
-//! `get` takes no lock. PIDs are handed out under a mutex, which is rare: once a split, not once a write.
+//! Words change by CAS only. `get` takes no lock. PIDs are handed out under a mutex, which is rare: once a split, not once a write.
 
+#![allow(unsafe_code)]
+
+use super::frame::FrameRef;
+use crate::log::ImageAddr;
+use crossbeam_epoch::Guard;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -25,6 +48,56 @@ struct Pids {
     next: u64,
     /// Below `next`, and free again.
     free: Vec<u32>,
+}
+
+const TAG_SHIFT: u32 = 62;
+const TAG_DISK: u64 = 1;
+const TAG_REDIRECT: u64 = 2;
+const MERGING: u64 = 1;
+const PAYLOAD: u64 = (1 << TAG_SHIFT) - 1;
+
+/// A mapping word as it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Word(u64);
+
+impl Word {
+    /// No page.
+    pub const FREE: Word = Word(0);
+
+    /// The page is evicted.
+    pub fn disk(image: ImageAddr) -> Word {
+        Word((TAG_DISK << TAG_SHIFT) | image.0)
+    }
+
+    /// The page was merged into another.
+    pub fn redirect(pid: u32) -> Word {
+        Word((TAG_REDIRECT << TAG_SHIFT) | u64::from(pid))
+    }
+
+    /// The page is resident.
+    pub fn resident(frame: FrameRef<'_>) -> Word {
+        Word(frame.address())
+    }
+
+    /// The page is resident and being merged into its left sibling.
+    pub fn merging(frame: FrameRef<'_>) -> Word {
+        Word(frame.address() | MERGING)
+    }
+}
+
+/// The state of a page.
+#[derive(Clone, Copy, Debug)]
+pub enum PageState<'g> {
+    /// No page.
+    Free,
+    /// In memory.
+    Resident(FrameRef<'g>),
+    /// In memory, frozen, being merged into its left sibling.
+    Merging(FrameRef<'g>),
+    /// On disk.
+    Disk(ImageAddr),
+    /// Merged into that page.
+    Redirect(u32),
 }
 
 /// Grow-only table of one word a PID.
@@ -67,10 +140,41 @@ impl MappingTable {
     /// The word of a page.
     ///
     /// # Panics
-    /// When `pid` was never handed out: PIDs from disk go through [`Self::ensure`] first.
+    /// When `pid` was never handed out; PIDs do not come from disk.
     #[inline]
     pub fn get(&self, pid: u32) -> &AtomicU64 {
-        self.try_get(pid).expect("the PID was handed out or ensured before")
+        self.try_get(pid).expect("the PID was handed out before")
+    }
+
+    /// The state of a page, and the word that says so.
+    #[inline]
+    pub fn load<'g>(&self, pid: u32, _guard: &'g Guard) -> (Word, PageState<'g>) {
+        // Acquire: pairs with the Release in `swap` and `set`, so the frame is initialised.
+        let word = self.get(pid).load(Ordering::Acquire);
+        let state = match word >> TAG_SHIFT {
+            0 if word == 0 => PageState::Free,
+            0 => {
+                // SAFETY: P5, and `_guard` is pinned.
+                let frame = unsafe { FrameRef::from_address(word & !MERGING) };
+                if word & MERGING == 0 { PageState::Resident(frame) } else { PageState::Merging(frame) }
+            }
+            TAG_DISK => PageState::Disk(ImageAddr(word & PAYLOAD)),
+            _ => PageState::Redirect((word & PAYLOAD) as u32),
+        };
+        (Word(word), state)
+    }
+
+    /// Changes the word of a page if it is still `from`.
+    #[must_use]
+    pub fn swap(&self, pid: u32, from: Word, to: Word) -> bool {
+        // AcqRel: Release publishes the frame to `load`; Acquire orders what the caller frees behind it.
+        self.get(pid).compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Sets the word of a page that nobody else can change: a new one, or during recovery.
+    pub fn set(&self, pid: u32, to: Word) {
+        // Release: pairs with the Acquire in `load`.
+        self.get(pid).store(to.0, Ordering::Release);
     }
 
     fn pids(&self) -> std::sync::MutexGuard<'_, Pids> {
@@ -106,28 +210,6 @@ impl MappingTable {
         // Relaxed: the caller has the PID to itself.
         debug_assert_eq!(self.get(pid).load(Ordering::Relaxed), 0, "a freed PID has no page");
         self.pids().free.push(pid);
-    }
-
-    /// Recovery: makes `pid` one that was handed out; the caller has bounded it by what the file can hold, as
-    /// memory grows with the largest PID. The PIDs skipped are found by [`Self::collect_free`].
-    pub fn ensure(&self, pid: u32) {
-        let mut pids = self.pids();
-        pids.next = pids.next.max(u64::from(pid) + 1);
-        drop(pids);
-        self.reach(pid);
-    }
-
-    /// Recovery: every PID handed out or skipped whose word is 0 becomes free.
-    pub fn collect_free(&self) {
-        let mut pids = self.pids();
-        let end = u32::try_from(pids.next - 1).expect("PIDs are 32 bits");
-        // Relaxed: recovery is alone. Highest first, so that the lowest are handed out first.
-        let unused = |pid: &u32| self.try_get(*pid).is_none_or(|word| word.load(Ordering::Relaxed) == 0);
-        let free: Vec<u32> = (1..=end).rev().filter(unused).collect();
-        for pid in &free {
-            self.reach(*pid);
-        }
-        pids.free = free;
     }
 
     /// One past the largest PID handed out.
@@ -191,21 +273,5 @@ mod tests {
             assert_eq!(table.get(*pid).load(Ordering::Relaxed), u64::from(*pid) + 7);
         }
         assert!(table.bytes() >= table.high_water() * 8 && table.bytes() < table.high_water() * 32);
-    }
-
-    #[test]
-    fn recovery_hands_out_what_no_page_uses() {
-        let table = MappingTable::new();
-        assert!(table.try_get(5000).is_none(), "nothing is there before it is needed");
-        for pid in [5000, 3, 7] {
-            table.ensure(pid);
-            table.get(pid).store(1, Ordering::Relaxed);
-        }
-        table.collect_free();
-        let fresh: BTreeSet<u32> = (0..4997).map(|_| table.allocate().expect("PIDs are left")).collect();
-        assert_eq!(fresh.len(), 4997);
-        assert!(!fresh.contains(&3) && !fresh.contains(&7) && !fresh.contains(&0));
-        assert_eq!((fresh.first(), fresh.last()), (Some(&1), Some(&4999)));
-        assert_eq!(table.allocate(), Some(5001));
     }
 }

@@ -1,9 +1,534 @@
 //! PID -> page, resident or an address on disk; knows no tree types.
 //!
+//! # How it works
+//!
+//! A page is a word in the [`mapping_table`]: the address of a resident [`frame`], or of its image in
+//! the page stream. Frames are replaced by CAS on the word and retired through the epoch; eviction writes what has no
+//! image and swaps the frame for its address; the next access faults it in.
+//!
 //! # Invariants
 //!
-//! P1 to P4 are stated, and kept, in [`frame`].
+//! P1 to P4 are stated, and kept, in [`frame`], P5 in [`mapping_table`], and
+//!
+//! - P6: the image at `disk` of a page's frame, or in its word, is live and has exactly one owner: that page.
+//! - P7: pages are evicted, moved and merged only by the holder of the maintenance lock; anybody may replace a frame
+//!   by one with the same content, split a page, or fault one in.
+//!
+//! # Concurrency
+//!
+//! Reads and writes take no lock. The maintenance lock is held for one bounded step at a time.
 
 pub mod arena;
+mod checkpoint;
+pub mod directory;
+mod eviction;
 pub mod frame;
 pub mod mapping_table;
+
+pub use crate::log::record::{FRAME, frame as frame_record};
+pub use crate::log::{ImageAddr, ImageKind, Log};
+pub use checkpoint::CheckpointBuilder;
+pub use directory::{Item, Root};
+pub use frame::{DeltaKind, DeltaRef, FrameKind, FrameRef, NewDelta, NewFrame, Published, SLOTS};
+pub use mapping_table::{MappingTable, PageState, Word};
+
+use crate::base::{Lsn, RedoPosition};
+use crate::error::{Error, Result};
+use crate::log::{ImageHeader, Page as Run, Reservation, SegmentKind, Stream};
+use arena::Arena;
+use crossbeam_epoch::Guard;
+use parking_lot::{Mutex, MutexGuard};
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What the pagecache must know about the content of its pages.
+pub trait Page: Send + Sync + 'static {
+    /// Checks the bytes of a leaf that come from disk.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    fn validate(bytes: &[u8]) -> std::result::Result<(), &'static str>;
+
+    /// The image of a leaf after its first `used` deltas. `below` is the image under an overlay.
+    fn fold(frame: FrameRef<'_>, used: usize, below: Option<&[u8]>) -> Folded;
+}
+
+/// A leaf with its deltas folded in.
+#[derive(Debug)]
+pub struct Folded {
+    /// The image.
+    pub image: Vec<u8>,
+    /// Big values that the image does not refer to any more.
+    pub dropped: Vec<ImageAddr>,
+}
+
+/// What the layer is told when it is opened.
+#[derive(Clone, Debug)]
+pub struct CacheOptions {
+    /// Bytes of memory for frames, deltas and tables.
+    pub capacity: u64,
+}
+
+/// Statistics, all relaxed.
+#[derive(Debug, Default)]
+pub struct CacheCounters {
+    /// Frames dropped because their image is current.
+    pub evictions: AtomicU64,
+    /// Pages written by eviction.
+    pub page_outs: AtomicU64,
+    /// Pages read.
+    pub faults: AtomicU64,
+    /// Overlays completed from disk.
+    pub overlay_faults: AtomicU64,
+    /// Checkpoints that became durable.
+    pub checkpoints: AtomicU64,
+    /// Images moved by the cleaner.
+    pub moved_images: AtomicU64,
+}
+
+/// Adds one to a statistic.
+pub fn count(counter: &AtomicU64) {
+    // Relaxed: statistic.
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// What outlives the cache, for what the epoch frees later.
+#[derive(Debug, Default)]
+struct Shared {
+    arena: Arena,
+    table: MappingTable,
+}
+
+/// Proof that the maintenance lock is held (P7).
+#[derive(Debug)]
+pub struct Maintenance<'a> {
+    /// The PID that the eviction hand looks at next.
+    hand: MutexGuard<'a, u64>,
+}
+
+/// The pages of one database.
+#[derive(Debug)]
+pub struct PageCache<P> {
+    shared: Arc<Shared>,
+    log: Log,
+    options: CacheOptions,
+    /// P7.
+    maintenance: Mutex<u64>,
+    /// Images of the durable directory, and leaf images that only it refers to: they die when the next one is durable.
+    directory: Mutex<Vec<ImageAddr>>,
+    /// What happened so far.
+    pub counters: CacheCounters,
+    page: PhantomData<P>,
+}
+
+impl<P: Page> PageCache<P> {
+    /// A cache without pages over a log.
+    pub fn new(log: Log, options: CacheOptions) -> PageCache<P> {
+        PageCache {
+            shared: Arc::default(),
+            log,
+            options,
+            maintenance: Mutex::new(1),
+            directory: Mutex::default(),
+            counters: CacheCounters::default(),
+            page: PhantomData,
+        }
+    }
+
+    /// Where frames and deltas are allocated.
+    #[inline]
+    pub fn arena(&self) -> &Arena {
+        &self.shared.arena
+    }
+
+    /// The mapping table.
+    #[inline]
+    pub fn table(&self) -> &MappingTable {
+        &self.shared.table
+    }
+
+    /// Claims `len` bytes of the redo stream; completed when the change is visible (L8).
+    ///
+    /// # Errors
+    /// As for [`Log::reserve`].
+    #[inline]
+    pub fn reserve(&self, len: usize) -> Result<Reservation<'_>> {
+        self.log.reserve(len)
+    }
+
+    /// # Errors
+    /// The first fatal error.
+    pub fn check(&self) -> Result<()> {
+        self.log.stability().check()
+    }
+
+    /// The log, for those who assemble the layers.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// Takes the maintenance lock.
+    pub fn maintain(&self) -> Maintenance<'_> {
+        Maintenance { hand: self.maintenance.lock() }
+    }
+
+    /// A PID with a new page.
+    ///
+    /// # Errors
+    /// `Unsupported` when there are four billion pages.
+    pub fn allocate(&self, frame: FrameRef<'_>) -> Result<u32> {
+        let pid = self.allocate_empty()?;
+        self.table().set(pid, Word::resident(frame));
+        Ok(pid)
+    }
+
+    /// A PID without a page yet.
+    ///
+    /// # Errors
+    /// `Unsupported` when there are four billion pages.
+    pub fn allocate_empty(&self) -> Result<u32> {
+        self.table().allocate().ok_or_else(|| Error::Unsupported("more than 4 billion pages".into()))
+    }
+
+    /// The state of a page.
+    #[inline]
+    pub fn load<'g>(&self, pid: u32, guard: &'g Guard) -> (Word, PageState<'g>) {
+        self.shared.table.load(pid, guard)
+    }
+
+    /// Makes a frame.
+    pub fn frame<'g>(&self, new: NewFrame<'_>, _guard: &'g Guard) -> FrameRef<'g> {
+        FrameRef::create(self.arena(), new)
+    }
+
+    /// Frees a frame that was never in the mapping table.
+    pub fn discard(&self, frame: FrameRef<'_>) {
+        frame.discard(self.arena());
+    }
+
+    /// Replaces the frozen frame `old` of a page by `new`, which has the same disk image; `false`: somebody else
+    /// did, and `new` is gone.
+    pub fn replace(&self, pid: u32, old: FrameRef<'_>, new: FrameRef<'_>, guard: &Guard) -> bool {
+        let inherited = new.disk();
+        if !self.table().swap(pid, Word::resident(old), Word::resident(new)) {
+            self.discard(new);
+            return false;
+        }
+        // The cleaner may have moved the image between the look at `old` and the swap; it looks at the
+        // word after its own change, so one of the two carries the address over (P6).
+        if old.kind() == FrameKind::Leaf && old.disk() != inherited {
+            new.set_disk(inherited, old.disk());
+        }
+        self.retire(old, guard);
+        true
+    }
+
+    /// Frees a frame that has left the mapping table once nobody can see it any more.
+    pub fn retire(&self, frame: FrameRef<'_>, guard: &Guard) {
+        let shared = Arc::clone(&self.shared);
+        let bytes = frame.bytes();
+        shared.arena.note_retired(bytes);
+        frame.retire(guard, move |frame| {
+            frame.discard(&shared.arena);
+            shared.arena.note_reclaimed(bytes);
+        });
+    }
+
+    /// Frees a PID whose word is 0 or says "redirect" once nobody can have it any more.
+    pub fn retire_pid(&self, pid: u32, guard: &Guard) {
+        let shared = Arc::clone(&self.shared);
+        let free = move || {
+            shared.table.set(pid, Word::FREE);
+            shared.table.free(pid);
+        };
+        frame::defer(guard, free);
+    }
+
+    /// An image is not referred to any more.
+    pub fn kill(&self, image: ImageAddr) {
+        if image.is_some() {
+            self.log.pages().kill(image);
+        }
+    }
+
+    /// Kills the images of several big values.
+    pub fn kill_all(&self, images: &[ImageAddr]) {
+        images.iter().for_each(|image| self.kill(*image));
+    }
+
+    /// Reads a leaf image.
+    ///
+    /// # Errors
+    /// `Corruption` with its place; what reading failed with.
+    pub fn read_leaf(&self, image: ImageAddr) -> Result<Vec<u8>> {
+        let (_, bytes) = self.log.pages().read(image, ImageKind::Leaf)?;
+        P::validate(&bytes).map_err(|what| {
+            log::error!("{what} at file offset {}", image.offset());
+            Error::corruption_at(image.offset())
+        })?;
+        Ok(bytes)
+    }
+
+    /// Brings an evicted page into memory.
+    ///
+    /// # Errors
+    /// As for [`Self::read_leaf`].
+    pub fn fault_in(&self, pid: u32, tree: u32, image: ImageAddr, guard: &Guard) -> Result<()> {
+        let base = self.read_leaf(image)?;
+        count(&self.counters.faults);
+        let new = NewFrame {
+            kind: FrameKind::Leaf,
+            overlay: false,
+            tree,
+            base: &base,
+            disk: image,
+            first_lsn: Lsn::MAX,
+            right: 0,
+        };
+        let frame = self.frame(new, guard);
+        if !self.table().swap(pid, Word::disk(image), Word::resident(frame)) {
+            self.discard(frame);
+        }
+        Ok(())
+    }
+
+    /// Makes everything durable that was written before; the stable LSN.
+    ///
+    /// # Errors
+    /// As for [`Log::flush`].
+    pub fn flush(&self) -> Result<Lsn> {
+        self.log.flush()
+    }
+
+    /// See [`Log::fence`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn fence(&self) -> Result<RedoPosition> {
+        self.log.fence()
+    }
+
+    /// Writes a big value; its image is live, and durable when a record reserved later is.
+    ///
+    /// # Errors
+    /// What writing failed with; `Unsupported` when it is too long.
+    pub fn write_big(&self, tree: u32, key: &[u8], value: &[u8]) -> Result<ImageAddr> {
+        let len = u32::try_from(key.len()).expect("keys are shorter than 4 GiB");
+        let head = [&len.to_le_bytes()[..], key].concat();
+        self.log.append(Stream::Big, ImageKind::Big, tree, [&head, value])
+    }
+
+    /// Reads a big value: its image's bytes and where in them the value starts.
+    ///
+    /// # Errors
+    /// `Corruption` with its place; what reading failed with.
+    pub fn read_big(&self, image: ImageAddr) -> Result<(Vec<u8>, usize)> {
+        let (_, bytes) = self.log.pages().read(image, ImageKind::Big)?;
+        let key_len = bytes.get(..4).map(|b| u32::from_le_bytes(b.try_into().expect("four bytes")) as usize);
+        match key_len.and_then(|len| len.checked_add(4)).filter(|at| *at <= bytes.len()) {
+            Some(at) => Ok((bytes, at)),
+            None => Err(Error::corruption_at(image.offset())),
+        }
+    }
+
+    /// Nonce of the segment of an image.
+    pub fn nonce(&self, image: ImageAddr) -> u64 {
+        self.log.segments().nonce(image.offset()).expect("a live image is in a page segment")
+    }
+
+    /// Recovery: the directory's root, if a checkpoint was ever made. The runs that it lists become known.
+    ///
+    /// # Errors
+    /// `Corruption` when it is damaged.
+    pub fn load_root(&self) -> Result<Option<Root>> {
+        let superblock = self.log.superblock();
+        if superblock.root == (0, 0) {
+            return Ok(None);
+        }
+        let (offset, bytes) = superblock.root;
+        let malformed = || Error::corruption_at(offset);
+        let fits = bytes <= crate::log::MAX_IMAGE && offset < 1 << 43;
+        if !fits || !offset.is_multiple_of(64) || !bytes.is_multiple_of(64) || bytes == 0 {
+            return Err(malformed());
+        }
+        let image = ImageAddr::new(offset, bytes);
+        let segments = self.log.segments();
+        let number = segments.number(offset).ok_or_else(malformed)?;
+        let size = segments.size() as u64;
+        let units = u32::try_from((offset - segments.offset(number) + bytes).div_ceil(size))
+            .map_err(|_| malformed())?;
+        let run = Run {
+            kind: SegmentKind::Leaves,
+            nonce: superblock.root_nonce,
+            units,
+            used: offset - segments.offset(number) + bytes,
+            live: 0,
+            sealed: true,
+            emptied: false,
+        };
+        self.log.adopt(number, run)?;
+        let (_, payload) = self.log.pages().read(image, ImageKind::Root)?;
+        let root = Root::decode(&payload).ok_or_else(malformed)?;
+        for (listed, run) in &root.runs {
+            // The root's own segment is known, and may have been opened for it.
+            if *listed != number {
+                self.log.adopt(*listed, *run)?;
+            }
+        }
+        let mut images = root.chunks.clone();
+        images.push(image);
+        for image in &images {
+            if !self.revive_leaf(*image) {
+                return Err(Error::corruption_at(image.offset()));
+            }
+        }
+        *self.directory.lock() = images;
+        Ok(Some(root))
+    }
+
+    /// Recovery: calls `each` with every item of the directory.
+    ///
+    /// # Errors
+    /// `Corruption` when it is damaged, or what `each` returns.
+    pub fn read_directory(&self, root: &Root, each: &mut dyn FnMut(Item) -> Result<()>) -> Result<()> {
+        let mut decoder = directory::Decoder::default();
+        let mut ended = false;
+        for chunk in &root.chunks {
+            let (_, bytes) = self.log.pages().read(*chunk, ImageKind::Chunk)?;
+            decoder.feed(&bytes);
+            while let Some(item) = decoder.next()? {
+                ended = item == Item::End;
+                each(item)?;
+            }
+        }
+        if ended {
+            return Ok(());
+        }
+        log::error!("the leaf directory has no end");
+        Err(Error::corruption_at(root.chunks.first().map_or(0, |chunk| chunk.offset())))
+    }
+
+    /// Recovery: see [`Log::replay`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn replay(&self, each: &mut dyn FnMut(Lsn, u8, &[u8]) -> Result<bool>) -> Result<bool> {
+        self.log.replay(each)
+    }
+
+    /// Recovery: an image of a leaf or the directory is live; `false`: it is in no segment for these.
+    pub fn revive_leaf(&self, image: ImageAddr) -> bool {
+        self.log.segments().revive(image.offset(), image.bytes(), SegmentKind::Leaves)
+    }
+
+    /// Recovery: a big value that the directory does not count is live.
+    pub fn revive_big(&self, image: ImageAddr) {
+        let known = self.log.segments().revive(image.offset(), image.bytes(), SegmentKind::Big);
+        debug_assert!(known, "L2: its run was made known before");
+    }
+
+    /// Recovery: see [`Log::adopt_big`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn adopt_big(&self, image: ImageAddr, nonce: u64) -> Result<bool> {
+        self.log.adopt_big(image, nonce)
+    }
+
+    /// Moves the image of a page if it is still `from`: reads it whole, appends it elsewhere, and has the page own the
+    /// new one. Under the maintenance lock.
+    ///
+    /// # Errors
+    /// What reading or writing failed with.
+    pub fn move_leaf(
+        &self,
+        pid: u32,
+        from: ImageAddr,
+        (header, raw): (&ImageHeader, &[u8]),
+        _lock: &Maintenance<'_>,
+        guard: &Guard,
+    ) -> Result<bool> {
+        let owns = match self.load(pid, guard).1 {
+            PageState::Disk(image) => image == from,
+            PageState::Resident(frame) => frame.kind() == FrameKind::Leaf && frame.disk() == from,
+            _ => false,
+        };
+        if !owns {
+            return Ok(false);
+        }
+        let to = self.log.pages().append_raw(Stream::Moved, header, raw)?;
+        let moved = self.table().swap(pid, Word::disk(from), Word::disk(to))
+            || self.adopt_image(pid, from, to, guard);
+        self.kill(if moved { from } else { to });
+        if moved {
+            count(&self.counters.moved_images);
+        }
+        Ok(moved)
+    }
+
+    /// Images in a sealed segment, by their headers.
+    ///
+    /// # Errors
+    /// What reading failed with.
+    pub fn scan_segment(&self, number: u32, nonce: u64, used: u64) -> Result<Vec<(ImageAddr, ImageHeader)>> {
+        self.log.pages().scan_segment(number, nonce, used)
+    }
+
+    /// Everything that pages refer to was moved out of a segment.
+    pub fn emptied(&self, number: u32) {
+        self.log.segments().emptied(number);
+    }
+
+    /// A big value was moved.
+    pub fn note_moved(&self) {
+        count(&self.counters.moved_images);
+    }
+
+    /// Reads a leaf image to move it: header, bytes as stored, and payload.
+    ///
+    /// # Errors
+    /// As for [`Self::read_leaf`].
+    pub fn read_for_move(&self, image: ImageAddr) -> Result<(ImageHeader, Vec<u8>, Vec<u8>)> {
+        let (header, raw) = self.log.pages().read_raw(image)?;
+        let payload = self.log.pages().payload(image, &header, &raw)?;
+        Ok((header, raw, payload))
+    }
+
+    /// The image of a resident page is `to` now, where it was `from`, whatever frame it is in (P6); whether it was.
+    pub fn adopt_image(&self, pid: u32, from: ImageAddr, to: ImageAddr, guard: &Guard) -> bool {
+        let mut adopted = false;
+        loop {
+            let (word, PageState::Resident(current)) = self.load(pid, guard) else { return adopted };
+            if current.kind() != FrameKind::Leaf {
+                return adopted;
+            }
+            adopted |= current.set_disk(from, to);
+            if self.load(pid, guard).0 == word {
+                return adopted;
+            }
+        }
+    }
+
+    /// Bytes counted against the capacity.
+    pub fn memory(&self) -> u64 {
+        self.arena().allocated() + self.table().bytes() + self.log.memory()
+    }
+}
+
+impl<P> Drop for PageCache<P> {
+    fn drop(&mut self) {
+        let guard = crossbeam_epoch::pin();
+        let table = &self.shared.table;
+        for pid in 1..table.high_water() {
+            let pid = pid as u32;
+            if table.try_get(pid).is_none() {
+                continue;
+            }
+            if let (_, PageState::Resident(frame) | PageState::Merging(frame)) = table.load(pid, &guard) {
+                table.set(pid, Word::FREE);
+                frame.discard(&self.shared.arena);
+            }
+        }
+    }
+}

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 /// Name of the file within the database's directory.
 const FILE: &str = "db";
+/// Its name until it is a database.
+const UNBORN: &str = "db.new";
 
 /// One locked file; dropping it releases the lock.
 #[derive(Debug)]
@@ -19,43 +21,76 @@ pub struct DiskStorage {
 }
 
 impl DiskStorage {
-    /// Opens, or creates, the file `db` below `directory` and locks it.
+    /// Opens and locks the file `db` below `directory`; where there is none, creates one that holds `initial`.
     ///
-    /// What was created, directories included, is durable when this returns (S4).
+    /// The file gets its name only when `initial` is in it and durable, so a file of that name which is empty or shorter is
+    /// damage, never a creation that was cut short. What was created, directories included, is durable when
+    /// this returns (S4).
     ///
     /// # Errors
     /// - kind `Other`, text `could not acquire lock on "...": ...`: somebody has it open
     /// - `AlreadyExists`: `create_new` and the file exists
     /// - `InvalidInput`: the path of the file is there and is no regular file
     /// - whatever the operating system says
-    pub fn open(directory: &Path, create_new: bool) -> io::Result<DiskStorage> {
+    pub fn open(directory: &Path, create_new: bool, initial: &[u8]) -> io::Result<DiskStorage> {
         let fresh = missing_directories(directory);
         std::fs::create_dir_all(directory)?;
         let path = directory.join(FILE);
         // Opening a FIFO would wait for its other end; only a regular file is opened at all.
-        let existed = match std::fs::metadata(&path) {
-            Ok(found) if found.is_file() => true,
+        match std::fs::metadata(&path) {
+            Ok(found) if found.is_file() => return Self::open_existing(&path, create_new),
             Ok(_) => {
                 let text = format!("{} is not a regular file", path.display());
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
             }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e),
-        };
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).create_new(create_new);
-        let file = options.open(&path)?;
-        if let Err(e) = file.try_lock_exclusive() {
-            return Err(io::Error::other(format!("could not acquire lock on {path:?}: {e:?}")));
         }
-        if !existed {
-            sync_directory(directory)?;
+        let unborn = directory.join(UNBORN);
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&unborn)?;
+        lock(&file, &path)?;
+        file.set_len(0)?;
+        file.write_all_at(initial, 0)?;
+        file.sync_all()?;
+        // A link never replaces a file that another process created meanwhile.
+        match std::fs::hard_link(&unborn, &path) {
+            Ok(()) => std::fs::remove_file(&unborn)?,
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                return Self::open_existing(&path, create_new);
+            }
+            // Not every file system has links.
+            Err(_) => std::fs::rename(&unborn, &path)?,
         }
+        sync_directory(directory)?;
         for created in fresh {
             sync_directory(created.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
         }
         Ok(DiskStorage { file })
     }
+
+    fn open_existing(path: &Path, create_new: bool) -> io::Result<DiskStorage> {
+        if create_new {
+            let text = format!("{} exists already", path.display());
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+        }
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        lock(&file, path)?;
+        Ok(DiskStorage { file })
+    }
+}
+
+/// Takes the lock on an open file that is, or is to be, at `path`.
+fn lock(file: &File, path: &Path) -> io::Result<()> {
+    file.try_lock_exclusive()
+        .map_err(|e| io::Error::other(format!("could not acquire lock on {path:?}: {e:?}")))
+}
+
+/// Whether the file `db` below `directory` starts with these bytes.
+pub fn starts_with(directory: &Path, magic: &[u8]) -> bool {
+    let path = directory.join(FILE);
+    let mut start = vec![0; magic.len()];
+    let regular = std::fs::metadata(&path).is_ok_and(|found| found.is_file());
+    regular && File::open(&path).is_ok_and(|file| file.read_exact_at(&mut start, 0).is_ok()) && start == magic
 }
 
 /// `directory` and those of its parents that are not there yet.
@@ -80,6 +115,10 @@ impl Storage for DiskStorage {
 
     fn sync_data(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    fn is_new(&self) -> io::Result<bool> {
+        Ok(false)
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -147,15 +186,15 @@ mod tests {
     fn bytes_come_back_after_reopening() {
         let scratch = Scratch::new("reopen");
         let nested = scratch.0.join("a/b");
-        let disk = DiskStorage::open(&nested, true).expect("creates parents");
+        let disk = DiskStorage::open(&nested, true, b"new").expect("creates parents");
         disk.write_at(5000, b"hello").expect("writes");
         disk.sync_data().expect("syncs");
         drop(disk);
         assert_eq!(
-            DiskStorage::open(&nested, true).expect_err("exists").kind(),
+            DiskStorage::open(&nested, true, b"new").expect_err("exists").kind(),
             io::ErrorKind::AlreadyExists
         );
-        let disk = DiskStorage::open(&nested, false).expect("the lock is free");
+        let disk = DiskStorage::open(&nested, false, b"new").expect("the lock is free");
         let mut buf = [1; 7];
         disk.read_at(4998, &mut buf).expect("reads");
         assert_eq!(&buf, b"\0\0hello");
@@ -171,14 +210,14 @@ mod tests {
     #[test]
     fn a_second_opener_is_told_what_is_locked() {
         let scratch = Scratch::new("lock");
-        let first = DiskStorage::open(&scratch.0, false).expect("opens");
-        let error = DiskStorage::open(&scratch.0, false).expect_err("locked");
+        let first = DiskStorage::open(&scratch.0, false, b"new").expect("opens");
+        let error = DiskStorage::open(&scratch.0, false, b"new").expect_err("locked");
         assert_eq!((error.kind(), error.raw_os_error()), (io::ErrorKind::Other, None));
         let text = error.to_string();
         let expected = format!("could not acquire lock on {:?}: ", scratch.0.join("db"));
         assert!(text.starts_with(&expected) && text.contains("WouldBlock"), "{text}");
         drop(first);
-        DiskStorage::open(&scratch.0, false).expect("released");
+        DiskStorage::open(&scratch.0, false, b"new").expect("released");
     }
 
     #[test]
@@ -186,19 +225,19 @@ mod tests {
         let scratch = Scratch::new("odd");
         std::fs::create_dir_all(scratch.0.join("db")).expect("creates");
         assert_eq!(
-            DiskStorage::open(&scratch.0, false).expect_err("a directory").kind(),
+            DiskStorage::open(&scratch.0, false, b"new").expect_err("a directory").kind(),
             io::ErrorKind::InvalidInput
         );
         let file = scratch.0.join("file");
         std::fs::write(&file, b"x").expect("writes");
-        DiskStorage::open(&file, false).expect_err("the directory is a file");
+        DiskStorage::open(&file, false, b"new").expect_err("the directory is a file");
         assert_eq!(std::fs::read(&file).expect("still there"), b"x");
     }
 
     #[test]
     fn holes_give_blocks_back() {
         let scratch = Scratch::new("hole");
-        let disk = DiskStorage::open(&scratch.0, false).expect("opens");
+        let disk = DiskStorage::open(&scratch.0, false, b"new").expect("opens");
         disk.write_at(0, &vec![1; 1 << 20]).expect("writes");
         disk.sync_data().expect("syncs");
         let before = disk.allocated().expect("known");

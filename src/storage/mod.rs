@@ -32,6 +32,9 @@ pub trait Storage: Send + Sync + Debug + 'static {
     /// Makes every write that returned before this call durable (`fdatasync`).
     fn sync_data(&self) -> io::Result<()>;
 
+    /// Whether there is nothing yet: the caller makes it a database.
+    fn is_new(&self) -> io::Result<bool>;
+
     /// Length of the file in bytes.
     fn len(&self) -> io::Result<u64>;
 

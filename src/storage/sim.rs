@@ -4,7 +4,14 @@
 //!
 //! Writes go to a volatile view and to a list of what is not synced yet. A sync moves the list into the
 //! durable bytes. A crash builds the durable bytes plus whatever part of the list survives, as S2 allows.
+//! Bytes live in shared pages, so that a crash costs a pointer per page and not a copy of the file.
 //! It is also the storage of platforms without files.
+//!
+//! A *failed* sync does what Linux does: reads go on to see the writes it was to make durable, but no later
+//! sync makes them durable, not even a successful one. Until then they may still have reached the medium.
+//!
+//! A recording keeps every call with its effect; a replay of it crashes after any of them, in any mode, without
+//! another run. It shares the bytes of the writes with the list, so that memory stays linear in what was written.
 
 use super::Storage;
 use std::fmt;
@@ -13,6 +20,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const SECTOR: usize = 512;
 const PAGE: usize = 4096;
+
+/// A medium is never longer than this: a wild offset is an error and not a huge allocation.
+const LIMIT: u64 = 1 << 36;
 
 /// What a crash leaves of the writes that were not synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +37,8 @@ pub enum CrashMode {
     RandomSubset,
     /// Any subset, each torn at multiples of 512 bytes.
     Torn,
+    /// As `Torn`, but the file has its full length: what did not arrive of its growth shows zeros or old bytes.
+    Stale,
 }
 
 /// A kind of call, to choose which ones fail.
@@ -42,50 +54,116 @@ pub enum OpClass {
     Resize,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Failure {
-    class: OpClass,
-    /// Calls of the class that still succeed.
-    after: u64,
-    once: bool,
-    kind: io::ErrorKind,
+/// A recorded call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// Calls of the medium before this one.
+    pub number: u64,
+    /// What it was.
+    pub class: OpClass,
+    /// Where its range began; the new length for `set_len`, 0 for a sync.
+    pub offset: u64,
+    /// Bytes of its range; 0 for `set_len` and a sync.
+    pub len: u64,
+    /// It returned an error and changed nothing.
+    pub failed: bool,
+}
+
+/// Bytes in shared pages; a page that is not there is a hole and reads as zeros.
+#[derive(Clone, Default)]
+struct Bytes {
+    len: usize,
+    /// As many as `len` needs; bytes of the last one past `len` are zero.
+    pages: Vec<Option<Arc<[u8; PAGE]>>>,
+}
+
+impl Bytes {
+    fn set_len(&mut self, len: usize) {
+        if len < self.len {
+            self.zero(len, self.len);
+        }
+        self.pages.resize(len.div_ceil(PAGE), None);
+        self.len = len;
+    }
+
+    fn write(&mut self, at: usize, data: &[u8]) {
+        self.set_len(self.len.max(at + data.len()));
+        for (page, within, part) in pieces(at, at + data.len()) {
+            let bytes = self.pages[page].get_or_insert_with(|| Arc::new([0; PAGE]));
+            Arc::make_mut(bytes)[within..within + part.len()]
+                .copy_from_slice(&data[part.start - at..part.end - at]);
+        }
+    }
+
+    fn read(&self, at: usize, buf: &mut [u8]) {
+        for (page, within, part) in pieces(at, at + buf.len()) {
+            let into = &mut buf[part.start - at..part.end - at];
+            match &self.pages[page] {
+                Some(bytes) => into.copy_from_slice(&bytes[within..within + into.len()]),
+                None => into.fill(0),
+            }
+        }
+    }
+
+    /// Whole pages become holes.
+    fn zero(&mut self, start: usize, end: usize) {
+        for (page, within, part) in pieces(start.min(self.len), end.min(self.len)) {
+            if part.len() == PAGE {
+                self.pages[page] = None;
+            } else if let Some(bytes) = &mut self.pages[page] {
+                Arc::make_mut(bytes)[within..within + part.len()].fill(0);
+            }
+        }
+    }
+
+    fn to_vec(&self) -> Vec<u8> {
+        let mut all = vec![0; self.len];
+        self.read(0, &mut all);
+        all
+    }
+
+    fn allocated(&self) -> usize {
+        self.pages.iter().flatten().count() * PAGE
+    }
+}
+
+/// The range cut at page borders: page, offset within it, part of the range.
+fn pieces(start: usize, end: usize) -> impl Iterator<Item = (usize, usize, std::ops::Range<usize>)> {
+    let mut at = start;
+    std::iter::from_fn(move || {
+        let part = at..((at / PAGE + 1) * PAGE).min(end);
+        at = part.end;
+        (part.start < part.end).then(|| (part.start / PAGE, part.start % PAGE, part))
+    })
 }
 
 #[derive(Clone, Debug)]
 enum Change {
-    Write(usize, Vec<u8>),
+    Write(usize, Arc<[u8]>),
     SetLen(usize),
     Punch(usize, usize),
 }
 
 impl Change {
-    fn apply(&self, bytes: &mut Vec<u8>) {
+    fn apply(&self, bytes: &mut Bytes) {
         match self {
-            Change::Write(at, data) => {
-                bytes.resize(bytes.len().max(at + data.len()), 0);
-                bytes[*at..at + data.len()].copy_from_slice(data);
-            }
-            Change::SetLen(len) => bytes.resize(*len, 0),
-            Change::Punch(at, len) => {
-                let end = (at + len).min(bytes.len());
-                bytes[(*at).min(end)..end].fill(0);
-            }
+            Change::Write(at, data) => bytes.write(*at, data),
+            Change::SetLen(len) => bytes.set_len(*len),
+            Change::Punch(at, len) => bytes.zero(*at, at.saturating_add(*len)),
         }
     }
 
-    /// The parts of the change that reach the medium when it is torn: each sector on its own.
-    fn torn(&self, random: &mut Random) -> Vec<Change> {
-        let Change::Write(at, data) = self else { return vec![self.clone()] };
-        let mut kept = Vec::new();
+    /// Applies what reaches the medium when the change is torn: of a write, each sector on its own.
+    fn apply_torn(&self, bytes: &mut Bytes, random: &mut Random) {
+        let Change::Write(at, data) = self else { return self.apply(bytes) };
         let mut start = 0;
         while start < data.len() {
             let end = ((at + start) / SECTOR * SECTOR + SECTOR - at).min(data.len());
             if random.coin() {
-                kept.push(Change::Write(at + start, data[start..end].to_vec()));
+                bytes.write(at + start, &data[start..end]);
             }
             start = end;
         }
-        kept
     }
 }
 
@@ -114,47 +192,154 @@ impl Random {
     }
 }
 
+/// What a call did to the medium.
+#[derive(Clone, Debug)]
+enum Effect {
+    Nothing,
+    Changed(Change),
+    Synced,
+    SyncFailed,
+}
+
+/// The bytes, and what a crash may do to them.
+#[derive(Clone, Default)]
+struct Medium {
+    /// What reads see.
+    view: Bytes,
+    /// What survives any crash.
+    durable: Bytes,
+    /// Changes since the last successful sync, each with whether a sync since has failed: no later one makes
+    /// it durable then.
+    unsynced: Vec<(Change, bool)>,
+}
+
+impl Medium {
+    fn apply(&mut self, effect: &Effect) {
+        match effect {
+            Effect::Nothing => {}
+            Effect::Changed(change) => {
+                change.apply(&mut self.view);
+                self.unsynced.push((change.clone(), false));
+            }
+            Effect::Synced => {
+                let kept = self.unsynced.drain(..).filter(|(_, given_up)| !given_up);
+                kept.for_each(|(change, _)| change.apply(&mut self.durable));
+            }
+            Effect::SyncFailed => self.unsynced.iter_mut().for_each(|(_, given_up)| *given_up = true),
+        }
+    }
+
+    fn crash(&self, seed: u64, mode: CrashMode) -> Bytes {
+        let mut random = Random::new(seed);
+        let mut bytes = self.durable.clone();
+        let prefix = random.next() as usize % (self.unsynced.len() + 1);
+        if mode == CrashMode::KeepAll {
+            return self.view.clone();
+        }
+        if mode == CrashMode::Stale {
+            self.grow_stale(&mut bytes, &mut random);
+        }
+        for (i, (change, _)) in self.unsynced.iter().enumerate() {
+            match mode {
+                CrashMode::DropUnsynced | CrashMode::KeepAll => {}
+                CrashMode::KeepPrefix => {
+                    if i < prefix {
+                        change.apply(&mut bytes);
+                    }
+                }
+                CrashMode::RandomSubset => {
+                    if random.coin() {
+                        change.apply(&mut bytes);
+                    }
+                }
+                CrashMode::Torn | CrashMode::Stale => {
+                    if random.coin() {
+                        change.apply_torn(&mut bytes, &mut random);
+                    }
+                }
+            }
+        }
+        bytes
+    }
+
+    /// Gives `bytes` the length of the view, filled with zeros or with copies of other places of the file.
+    fn grow_stale(&self, bytes: &mut Bytes, random: &mut Random) {
+        let sectors = self.durable.len / SECTOR;
+        let start = bytes.len;
+        bytes.set_len(self.view.len.max(start));
+        for (_, _, part) in pieces(start, bytes.len) {
+            if sectors > 0 && random.coin() {
+                let from = random.next() as usize % sectors * SECTOR;
+                let mut old = vec![0; part.len().min(self.durable.len - from)];
+                self.durable.read(from, &mut old);
+                bytes.write(part.start, &old);
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Failure {
+    /// Which calls; `None`: all of them.
+    class: Option<OpClass>,
+    /// Calls among those that still succeed.
+    after: u64,
+    once: bool,
+    kind: io::ErrorKind,
+}
+
 #[derive(Default)]
 struct State {
-    /// What reads see.
-    view: Vec<u8>,
-    /// What survives any crash.
-    durable: Vec<u8>,
-    unsynced: Vec<Change>,
-    failure: Option<Failure>,
+    medium: Medium,
+    /// At most one per class, and one for all classes.
+    failures: Vec<Failure>,
+    /// Calls that failed because they were to.
+    injected: u64,
     capacity: Option<u64>,
     /// Calls so far, failed ones included.
     ops: u64,
     /// From this call on the power is off.
     power_cut_at: Option<u64>,
+    recording: Option<Recording>,
 }
 
 impl State {
-    fn enter(&mut self, class: OpClass) -> io::Result<()> {
-        let op = self.ops;
-        self.ops += 1;
-        if self.power_cut_at.is_some_and(|cut| op >= cut) {
-            return Err(io::Error::other("the power is off"));
+    fn powered(&self) -> io::Result<()> {
+        match self.power_cut_at {
+            Some(cut) if self.ops > cut => Err(io::Error::other("the power is off")),
+            _ => Ok(()),
         }
-        if let Some(failure) = &mut self.failure
-            && failure.class == class
-        {
-            if failure.after > 0 {
-                failure.after -= 1;
-            } else {
-                let error = io::Error::new(failure.kind, "injected failure");
-                if failure.once {
-                    self.failure = None;
-                }
-                return Err(error);
-            }
-        }
-        Ok(())
     }
 
-    fn change(&mut self, change: Change) {
-        change.apply(&mut self.view);
-        self.unsynced.push(change);
+    /// Takes the failure that this call was to meet.
+    fn injected(&mut self, class: OpClass) -> io::Result<()> {
+        let mut hit = None;
+        for (i, failure) in self.failures.iter_mut().enumerate() {
+            if failure.class.is_some_and(|of| of != class) {
+                continue;
+            }
+            match failure.after.checked_sub(1) {
+                Some(left) => failure.after = left,
+                None => hit = Some(i),
+            }
+        }
+        let Some(i) = hit else { return Ok(()) };
+        let failure = self.failures[i];
+        if failure.once {
+            self.failures.remove(i);
+        }
+        self.injected += 1;
+        Err(io::Error::new(failure.kind, "injected failure"))
+    }
+
+    /// The end of a range that may grow the file.
+    fn room(&self, offset: u64, len: u64) -> io::Result<usize> {
+        let end = offset.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
+        let limit = self.capacity.unwrap_or(LIMIT).min(LIMIT);
+        if end > self.medium.view.len as u64 && end > limit {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        position(end)
     }
 }
 
@@ -165,7 +350,8 @@ pub struct SimStorage(Arc<Mutex<State>>);
 impl fmt::Debug for SimStorage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.state();
-        write!(f, "SimStorage({} bytes, {} unsynced changes)", state.view.len(), state.unsynced.len())
+        let Medium { view, unsynced, .. } = &state.medium;
+        write!(f, "SimStorage({} bytes, {} unsynced changes)", view.len, unsynced.len())
     }
 }
 
@@ -181,13 +367,45 @@ impl SimStorage {
 
     /// A medium that durably holds `bytes`.
     pub fn holding(bytes: Vec<u8>) -> SimStorage {
-        let state = State { view: bytes.clone(), durable: bytes, ..State::default() };
-        SimStorage(Arc::new(Mutex::new(state)))
+        let mut paged = Bytes::default();
+        paged.write(0, &bytes);
+        SimStorage::of(paged)
+    }
+
+    fn of(bytes: Bytes) -> SimStorage {
+        let medium = Medium { view: bytes.clone(), durable: bytes, unsynced: Vec::new() };
+        SimStorage(Arc::new(Mutex::new(State { medium, ..State::default() })))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         // No code panics while it holds the lock half way through a change.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts, fails or carries out a call, and records it.
+    fn call(
+        &self,
+        class: OpClass,
+        (offset, len): (u64, u64),
+        body: impl FnOnce(&State) -> io::Result<Effect>,
+    ) -> io::Result<()> {
+        let mut state = self.state();
+        let number = state.ops;
+        state.ops += 1;
+        let mut effect = Effect::Nothing;
+        let result = state.powered().and_then(|()| {
+            let injected = state.injected(class);
+            if injected.is_err() && class == OpClass::Sync {
+                effect = Effect::SyncFailed;
+            }
+            injected
+        });
+        let result = result.and_then(|()| body(&state)).map(|done| effect = done);
+        state.medium.apply(&effect);
+        if let Some(recording) = &mut state.recording {
+            recording.calls.push((Call { number, class, offset, len, failed: result.is_err() }, effect));
+        }
+        result
     }
 
     /// Calls so far.
@@ -196,16 +414,34 @@ impl SimStorage {
     }
 
     /// Makes calls of `class` fail after `after` more of them succeeded, once or from then on.
+    ///
+    /// Replaces an earlier failure of the class.
     pub fn fail(&self, class: OpClass, after: u64, once: bool, kind: io::ErrorKind) {
-        self.state().failure = Some(Failure { class, after, once, kind });
+        self.add_failure(Failure { class: Some(class), after, once, kind });
+    }
+
+    /// Makes calls of any class fail after `after` more of them, once or from then on.
+    pub fn fail_any(&self, after: u64, once: bool, kind: io::ErrorKind) {
+        self.add_failure(Failure { class: None, after, once, kind });
+    }
+
+    fn add_failure(&self, failure: Failure) {
+        let mut state = self.state();
+        state.failures.retain(|other| other.class != failure.class);
+        state.failures.push(failure);
     }
 
     /// Ends injected failures.
     pub fn heal(&self) {
-        self.state().failure = None;
+        self.state().failures.clear();
     }
 
-    /// Limits the length; a write past it fails with `StorageFull`. `None` = no limit.
+    /// Calls that have failed because they were to.
+    pub fn injected(&self) -> u64 {
+        self.state().injected
+    }
+
+    /// Limits the length; growing past it fails with `StorageFull`. `None` = no limit.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.state().capacity = bytes;
     }
@@ -217,185 +453,130 @@ impl SimStorage {
 
     /// What reads see now.
     pub fn contents(&self) -> Vec<u8> {
-        self.state().view.clone()
+        self.state().medium.view.to_vec()
     }
 
     /// The medium as a crash at this moment leaves it; this one goes on unchanged.
     pub fn crash(&self, seed: u64, mode: CrashMode) -> SimStorage {
-        let state = self.state();
-        let mut random = Random::new(seed);
-        let mut bytes = state.durable.clone();
-        let prefix = random.next() as usize % (state.unsynced.len() + 1);
-        for (i, change) in state.unsynced.iter().enumerate() {
-            match mode {
-                CrashMode::DropUnsynced => {}
-                CrashMode::KeepAll => change.apply(&mut bytes),
-                CrashMode::KeepPrefix => {
-                    if i < prefix {
-                        change.apply(&mut bytes);
-                    }
-                }
-                CrashMode::RandomSubset => {
-                    if random.coin() {
-                        change.apply(&mut bytes);
-                    }
-                }
-                CrashMode::Torn => {
-                    if random.coin() {
-                        change.torn(&mut random).iter().for_each(|part| part.apply(&mut bytes));
-                    }
-                }
-            }
+        SimStorage::of(self.state().medium.crash(seed, mode))
+    }
+
+    /// Records every call from now on; forgets an earlier recording.
+    pub fn start_recording(&self) {
+        let mut state = self.state();
+        let (start, first) = (state.medium.clone(), state.ops);
+        state.recording = Some(Recording { start, first, calls: Vec::new() });
+    }
+
+    /// Ends the recording; `None` when there is none.
+    pub fn stop_recording(&self) -> Option<Recording> {
+        self.state().recording.take()
+    }
+}
+
+/// Every call of a stretch of time, and the medium at its begin.
+pub struct Recording {
+    start: Medium,
+    first: u64,
+    calls: Vec<(Call, Effect)>,
+}
+
+impl fmt::Debug for Recording {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Recording({} calls from number {})", self.calls.len(), self.first)
+    }
+}
+
+impl Recording {
+    /// The calls in their order; their numbers follow one another.
+    pub fn calls(&self) -> impl ExactSizeIterator<Item = Call> + '_ {
+        self.calls.iter().map(|(call, _)| *call)
+    }
+
+    /// The medium as it was when the recording began, to be led through the calls.
+    pub fn replay(&self) -> Replay<'_> {
+        Replay { recording: self, medium: self.start.clone(), done: 0 }
+    }
+}
+
+/// A medium on its way through a recording.
+pub struct Replay<'a> {
+    recording: &'a Recording,
+    medium: Medium,
+    /// Calls carried out.
+    done: usize,
+}
+
+impl fmt::Debug for Replay<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Replay({} of {:?})", self.done, self.recording)
+    }
+}
+
+impl Replay<'_> {
+    /// Carries out the calls numbered below `number` that are still to come. There is no way back.
+    pub fn advance_to(&mut self, number: u64) {
+        let calls = &self.recording.calls;
+        while self.done < calls.len() && calls[self.done].0.number < number {
+            self.medium.apply(&calls[self.done].1);
+            self.done += 1;
         }
-        SimStorage::holding(bytes)
+    }
+
+    /// The medium as a crash after the calls carried out so far leaves it.
+    pub fn crash(&self, seed: u64, mode: CrashMode) -> SimStorage {
+        SimStorage::of(self.medium.crash(seed, mode))
     }
 }
 
 impl Storage for SimStorage {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let mut state = self.state();
-        state.enter(OpClass::Read)?;
-        let at = position(offset)?;
-        let end = at.checked_add(buf.len());
-        let found = end.and_then(|end| state.view.get(at..end)).ok_or(io::ErrorKind::UnexpectedEof)?;
-        buf.copy_from_slice(found);
-        Ok(())
+        self.call(OpClass::Read, (offset, buf.len() as u64), |state| {
+            let view = &state.medium.view;
+            let end = offset.checked_add(buf.len() as u64);
+            if end.is_none_or(|end| end > view.len as u64) {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            view.read(position(offset)?, buf);
+            Ok(Effect::Nothing)
+        })
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        let mut state = self.state();
-        state.enter(OpClass::Write)?;
-        let at = position(offset)?;
-        let end = at.checked_add(buf.len()).ok_or(io::ErrorKind::InvalidInput)?;
-        if end > state.view.len() && state.capacity.is_some_and(|capacity| end as u64 > capacity) {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        state.change(Change::Write(at, buf.to_vec()));
-        Ok(())
+        self.call(OpClass::Write, (offset, buf.len() as u64), |state| {
+            let end = state.room(offset, buf.len() as u64)?;
+            Ok(Effect::Changed(Change::Write(end - buf.len(), buf.into())))
+        })
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let mut state = self.state();
-        state.enter(OpClass::Sync)?;
-        let State { durable, unsynced, .. } = &mut *state;
-        unsynced.drain(..).for_each(|change| change.apply(durable));
-        Ok(())
+        self.call(OpClass::Sync, (0, 0), |_| Ok(Effect::Synced))
+    }
+
+    /// Nothing was ever written, or only the length of the first write has reached the medium.
+    fn is_new(&self) -> io::Result<bool> {
+        Ok(self.contents().iter().all(|byte| *byte == 0))
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.state().view.len() as u64)
+        Ok(self.state().medium.view.len as u64)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut state = self.state();
-        state.enter(OpClass::Resize)?;
-        if len > state.view.len() as u64 && state.capacity.is_some_and(|capacity| len > capacity) {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        state.change(Change::SetLen(position(len)?));
-        Ok(())
+        self.call(OpClass::Resize, (len, 0), |state| Ok(Effect::Changed(Change::SetLen(state.room(len, 0)?))))
     }
 
     fn punch_hole(&self, offset: u64, len: u64) -> io::Result<bool> {
-        let mut state = self.state();
-        state.enter(OpClass::Resize)?;
-        state.change(Change::Punch(position(offset)?, position(len)?));
+        self.call(OpClass::Resize, (offset, len), |_| {
+            Ok(Effect::Changed(Change::Punch(position(offset)?, position(len)?)))
+        })?;
         Ok(true)
     }
 
     fn allocated(&self) -> io::Result<u64> {
-        let state = self.state();
-        let pages = state.view.chunks(PAGE).filter(|page| page.iter().any(|byte| *byte != 0));
-        Ok((pages.count() * PAGE) as u64)
+        Ok(self.state().medium.view.allocated() as u64)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_synced_bytes_survive_a_power_cut() {
-        let medium = SimStorage::new();
-        medium.write_at(0, b"synced").expect("room");
-        medium.sync_data().expect("healthy");
-        medium.write_at(2, b"LOST").expect("room");
-        assert_eq!(medium.contents(), b"syLOST");
-        assert_eq!(medium.crash(1, CrashMode::DropUnsynced).contents(), b"synced");
-        assert_eq!(medium.crash(1, CrashMode::KeepAll).contents(), b"syLOST");
-    }
-
-    #[test]
-    fn torn_writes_change_whole_sectors_only() {
-        let medium = SimStorage::holding(vec![0; 4 * SECTOR]);
-        medium.write_at(100, &[1; 3 * SECTOR]).expect("room");
-        let mut torn = 0;
-        for seed in 0..200 {
-            let left = medium.crash(seed, CrashMode::Torn).contents();
-            let written = |sector: usize| {
-                let range = (sector * SECTOR).max(100)..((sector + 1) * SECTOR).min(100 + 3 * SECTOR);
-                let ones = left[range.clone()].iter().filter(|b| **b == 1).count();
-                assert!(ones == 0 || ones == range.len(), "sector {sector} is half written");
-                ones > 0
-            };
-            let sectors = (0..4).filter(|s| written(*s)).count();
-            torn += usize::from(sectors > 0 && sectors < 4);
-            assert!(left[..100].iter().all(|b| *b == 0), "S3: bytes outside do not change");
-        }
-        assert!(torn > 20, "only {torn} of 200 crashes tore the write");
-    }
-
-    #[test]
-    fn random_subsets_reorder_and_prefixes_do_not() {
-        let medium = SimStorage::new();
-        for i in 0..8_u8 {
-            medium.write_at(u64::from(i), &[i + 1]).expect("room");
-        }
-        let mut holes = 0;
-        for seed in 0..100 {
-            let subset = medium.crash(seed, CrashMode::RandomSubset).contents();
-            holes += usize::from(subset.contains(&0));
-            let prefix = medium.crash(seed, CrashMode::KeepPrefix).contents();
-            assert!(prefix.iter().enumerate().all(|(i, b)| *b == i as u8 + 1));
-        }
-        assert!(holes > 20, "only {holes} of 100 crashes lost a write in the middle");
-    }
-
-    #[test]
-    fn failures_come_when_asked_and_change_nothing() {
-        let medium = SimStorage::new();
-        medium.fail(OpClass::Write, 1, true, io::ErrorKind::Other);
-        medium.write_at(0, b"a").expect("the first succeeds");
-        medium.write_at(1, b"b").expect_err("the second fails");
-        assert_eq!(medium.contents(), b"a");
-        medium.write_at(1, b"b").expect("it was to fail once");
-        medium.fail(OpClass::Sync, 0, false, io::ErrorKind::Other);
-        assert!(medium.sync_data().is_err() && medium.sync_data().is_err());
-        assert_eq!(medium.crash(0, CrashMode::DropUnsynced).contents(), b"");
-        medium.heal();
-        medium.sync_data().expect("healed");
-        medium.set_capacity(Some(2));
-        let full = medium.write_at(2, b"c").expect_err("no room");
-        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
-        medium.write_at(0, b"x").expect("no growth");
-        medium.set_power_cut_at(medium.ops());
-        assert!(medium.read_at(0, &mut [0]).is_err() && medium.sync_data().is_err());
-    }
-
-    #[test]
-    fn reads_past_the_end_say_so() {
-        let medium = SimStorage::holding(vec![7; 10]);
-        let mut buf = [0; 4];
-        medium.read_at(6, &mut buf).expect("within");
-        assert_eq!(buf, [7; 4]);
-        for offset in [7, 10, u64::MAX] {
-            let error = medium.read_at(offset, &mut buf).expect_err("past the end");
-            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "at {offset}");
-        }
-        medium.set_len(4).expect("cuts");
-        medium.set_len(8).expect("extends");
-        medium.punch_hole(0, 2).expect("punches");
-        assert_eq!(medium.contents(), [0, 0, 7, 7, 0, 0, 0, 0]);
-        assert_eq!((medium.len().expect("known"), medium.allocated().expect("known")), (8, PAGE as u64));
-    }
-}
+mod tests;

@@ -30,7 +30,7 @@ const NO_HIGH: u32 = u32::MAX;
 
 /// First eight bytes as a number that orders like them; shorter ones are padded with zeros.
 #[inline]
-fn head(bytes: &[u8]) -> u64 {
+pub(super) fn head(bytes: &[u8]) -> u64 {
     let mut first = [0; 8];
     let len = bytes.len().min(8);
     first[..len].copy_from_slice(&bytes[..len]);
@@ -115,6 +115,43 @@ impl<'a> Inner<'a> {
             None => self.low().to_vec(),
             Some(i) => [&self.low()[..self.field(8) as usize], self.suffix(i)].concat(),
         }
+    }
+
+    /// Whether the key lies past the range: the node was split and this is the left part.
+    #[inline]
+    pub fn is_past(self, key: &[u8]) -> bool {
+        self.high().is_some_and(|high| key >= high)
+    }
+
+    /// Index of the last child that starts below `key`; `None` = the last child.
+    pub fn find_before(self, key: Option<&[u8]>) -> usize {
+        let Some(key) = key else { return self.children() - 1 };
+        let at = if self.is_past(key) { self.children() - 1 } else { self.find(key) };
+        // The child that starts at the key itself has nothing below it.
+        if at > 0 && self.separator_is(at, key) { at - 1 } else { at }
+    }
+
+    /// Whether child `i`, not the first, starts at `key`.
+    pub fn separator_is(self, i: usize, key: &[u8]) -> bool {
+        let prefix = &self.low()[..self.field(8) as usize];
+        key.strip_prefix(prefix).is_some_and(|rest| rest == self.suffix(i - 1))
+    }
+
+    /// All children with their smallest keys.
+    pub fn to_children(self) -> Vec<(Vec<u8>, u32)> {
+        (0..self.children()).map(|i| (self.separator(i), self.child(i))).collect()
+    }
+
+    /// Whether a child starts at `key`.
+    pub fn has(self, key: &[u8]) -> bool {
+        if key == self.low() {
+            return true;
+        }
+        if key < self.low() || self.is_past(key) {
+            return false;
+        }
+        let at = self.find(key);
+        at > 0 && self.separator_is(at, key)
     }
 
     /// Index of the child whose range has `key`, which must be below the high fence and not below the low.

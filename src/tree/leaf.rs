@@ -10,22 +10,30 @@
 //! | 4 | 4 | prefix length: bytes that every possible key of the range starts with |
 //! | 8 | 4 | low fence length |
 //! | 12 | 4 | high fence length, `u32::MAX` = no upper end |
-//! | 16 | 4 | PID of the right sibling, 0 = none |
+//! | 16 | 4 | zero; a reader refuses anything else |
 //! | 20 | 4 | length of the whole image |
-//! | 24 | 8 | zero; a reader refuses anything else |
+//! | 24 | 8 | first 8 bytes of the high fence as a big-endian number; all ones without a fence |
 //! | 32 | n | fingerprints, one byte a record |
 //! | . | 4 n | record offsets from the start of the image |
 //! | . | . | records in key order |
 //! | . | . | low fence, high fence |
 //!
 //! Record: key suffix length (u16, `0xFFFF` = a u32 follows the next field), value length (u16: 14 bits and
-//! the kind in the top two), the key without the prefix, the value.
+//! the kind in the top two), the key without the prefix, the value. Kinds: 0 the value itself; 1 a big value: address
+//! of its image u64, its length u64; 2 the key is gone (in overlays only).
+//!
+//! An *overlay* holds what changed in a page that was not read: a key that it does not have is looked for in the
+//! page's image. Overlays are never on disk.
 //!
 //! # Invariants
 //!
 //! T2, and what [`Leaf::validate`] checks; an image from disk is validated before anything else reads it.
 
+#![allow(unsafe_code)]
+
 use super::common_prefix;
+use super::inner::head;
+use crate::pagecache::ImageAddr;
 use std::cmp::Ordering;
 use std::ops::Range;
 
@@ -42,14 +50,45 @@ pub const MAX_INLINE: usize = (1 << KIND_SHIFT) - 1;
 pub enum Value<'a> {
     /// The value itself.
     Inline(&'a [u8]),
-    /// A reference to a big value, opaque here.
+    /// A reference to a big value: [`BigRef`].
     Big(&'a [u8]),
+    /// The key is gone; in overlays only.
+    Gone,
+}
+
+/// Where a big value is and how long it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BigRef {
+    /// Its image.
+    pub image: ImageAddr,
+    /// Bytes of the value.
+    pub len: u64,
+}
+
+impl BigRef {
+    /// Bytes of a reference.
+    pub const LEN: usize = 16;
+
+    /// As bytes of a record.
+    pub fn encode(self) -> [u8; Self::LEN] {
+        let mut b = [0; Self::LEN];
+        b[..8].copy_from_slice(&self.image.0.to_le_bytes());
+        b[8..].copy_from_slice(&self.len.to_le_bytes());
+        b
+    }
+
+    /// From bytes of a record, which were validated or built here.
+    pub fn decode(b: &[u8]) -> BigRef {
+        let word = |at: usize| u64::from_le_bytes(b[at..at + 8].try_into().expect("eight bytes"));
+        BigRef { image: ImageAddr(word(0)), len: word(8) }
+    }
 }
 
 impl<'a> Value<'a> {
     fn bytes(self) -> &'a [u8] {
         match self {
             Value::Inline(b) | Value::Big(b) => b,
+            Value::Gone => &[],
         }
     }
 
@@ -57,12 +96,10 @@ impl<'a> Value<'a> {
         match self {
             Value::Inline(_) => 0,
             Value::Big(_) => 1,
+            Value::Gone => 2,
         }
     }
 }
-
-/// One change to fold into a leaf; `None` removes the key.
-pub type Change<'a> = (&'a [u8], Option<Value<'a>>);
 
 /// What is wrong with an image, for the corruption error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +120,24 @@ pub fn fingerprint(key: &[u8]) -> u16 {
     tail[..words.remainder().len()].copy_from_slice(words.remainder());
     hash = (hash ^ u64::from_le_bytes(tail)).wrapping_mul(K);
     (hash >> 48) as u16
+}
+
+/// Which of sixteen bytes equal `wanted`, as bits; one SIMD compare where there is one.
+#[inline]
+fn equal_bytes(bytes: &[u8; 16], wanted: u8) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{__m128i, _mm_cmpeq_epi8, _mm_loadu_si128, _mm_movemask_epi8, _mm_set1_epi8};
+        // SAFETY: sixteen bytes are readable; the load has no alignment to keep; SSE2 is part of x86-64.
+        let found = unsafe { _mm_loadu_si128(bytes.as_ptr().cast::<__m128i>()) };
+        // SAFETY: SSE2 is part of x86-64.
+        let mask = unsafe { _mm_movemask_epi8(_mm_cmpeq_epi8(found, _mm_set1_epi8(wanted.cast_signed()))) };
+        mask.cast_unsigned()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        bytes.iter().enumerate().fold(0, |hits, (i, b)| hits | (u32::from(*b == wanted) << i))
+    }
 }
 
 /// The shortest byte string `s` with `left < s <= right`; `left < right` must hold.
@@ -115,15 +170,12 @@ impl<'a> Leaf<'a> {
         self.field(0) as usize
     }
 
-    /// Whether there is no record.
-    pub fn is_empty(self) -> bool {
-        self.len() == 0
-    }
-
-    /// PID of the right sibling, 0 = none.
+    /// Whether the key lies past the range: its page was split and this is the left part.
     #[inline]
-    pub fn right(self) -> u32 {
-        self.field(16)
+    pub fn is_past(self, key: &[u8]) -> bool {
+        let high = u64::from_le_bytes(self.bytes[24..HEADER].try_into().expect("eight bytes"));
+        // The head decides for most keys, without a look at the far end of the image.
+        head(key) >= high && self.high().is_some_and(|high| key >= high)
     }
 
     fn high_len(self) -> usize {
@@ -149,6 +201,16 @@ impl<'a> Leaf<'a> {
         (self.field(12) != NO_HIGH).then(|| &self.bytes[self.bytes.len() - self.high_len()..])
     }
 
+    /// Bytes of the image.
+    pub fn image_len(self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Bytes of an image with these fences and no records.
+    pub fn overhead(self) -> usize {
+        HEADER + self.field(8) as usize + self.high_len()
+    }
+
     /// Whether `key` belongs to this leaf.
     #[inline]
     pub fn covers(self, key: &[u8]) -> bool {
@@ -159,11 +221,6 @@ impl<'a> Leaf<'a> {
     #[inline]
     pub fn prefix(self) -> &'a [u8] {
         &self.low()[..self.field(4) as usize]
-    }
-
-    #[inline]
-    fn fingerprints(self) -> &'a [u8] {
-        &self.bytes[HEADER..HEADER + self.len()]
     }
 
     fn offset(self, i: usize) -> usize {
@@ -194,7 +251,12 @@ impl<'a> Leaf<'a> {
         let spans = self.spans(self.offset(i), self.bytes.len());
         let (key, value, kind) = spans.expect("a validated image has records within it");
         let value = &self.bytes[value];
-        (&self.bytes[key], if kind == 0 { Value::Inline(value) } else { Value::Big(value) })
+        let value = match kind {
+            0 => Value::Inline(value),
+            1 => Value::Big(value),
+            _ => Value::Gone,
+        };
+        (&self.bytes[key], value)
     }
 
     /// Looks `key`, which must be covered, up by its fingerprint.
@@ -203,21 +265,34 @@ impl<'a> Leaf<'a> {
         debug_assert!(self.covers(key), "T1: the descent ends at the leaf of the key");
         let suffix = &key[self.field(4) as usize..];
         let wanted = fingerprint as u8;
-        // Sixteen at a time, in a shape that compiles to one SIMD compare.
-        for (block, chunk) in self.fingerprints().chunks(16).enumerate() {
-            let mut hits = 0_u32;
-            for (i, f) in chunk.iter().enumerate() {
-                hits |= u32::from(*f == wanted) << i;
-            }
+        let mut block = 0;
+        while block < self.len() {
+            let mut hits = self.matches(block, wanted);
             while hits != 0 {
-                let (found, value) = self.record(block * 16 + hits.trailing_zeros() as usize);
+                let (found, value) = self.record(block + hits.trailing_zeros() as usize);
                 if found == suffix {
                     return Some(value);
                 }
                 hits &= hits - 1;
             }
+            block += 16;
         }
         None
+    }
+
+    /// Which of the sixteen records from `block` on have the fingerprint, as bits.
+    #[inline]
+    fn matches(self, block: usize, wanted: u8) -> u32 {
+        let left = self.len() - block;
+        let mask = if left >= 16 { 0xFFFF } else { (1 << left) - 1 };
+        let at = HEADER + block;
+        match self.bytes.get(at..at + 16) {
+            Some(sixteen) => equal_bytes(sixteen.try_into().expect("sixteen bytes"), wanted) & mask,
+            None => {
+                let each = self.bytes[at..at + left].iter().enumerate();
+                each.fold(0, |hits, (i, f)| hits | (u32::from(*f == wanted) << i))
+            }
+        }
     }
 
     /// Index of the first record whose key is not below `key`.
@@ -253,7 +328,7 @@ impl<'a> Leaf<'a> {
         if leaf.field(20) as usize != bytes.len() {
             return Err(Malformed("leaf image of another length than it says"));
         }
-        if bytes[24..HEADER] != [0; 8] {
+        if leaf.field(16) != 0 {
             return Err(Malformed("leaf image of an unknown kind"));
         }
         let records = leaf.len().checked_mul(5).and_then(|index| index.checked_add(HEADER));
@@ -271,15 +346,19 @@ impl<'a> Leaf<'a> {
         if leaf.high().is_some_and(|high| high <= low) {
             return Err(Malformed("leaf fences not in order"));
         }
+        let high_head = leaf.high().map_or(u64::MAX, head);
+        if bytes[24..HEADER] != high_head.to_le_bytes() {
+            return Err(Malformed("leaf with a wrong head of its high fence"));
+        }
         let mut previous: Option<&[u8]> = None;
         for i in 0..leaf.len() {
             let at = leaf.offset(i);
             let spans = if at < records_at { None } else { leaf.spans(at, fences_at) };
-            let Some((key, _, kind)) = spans else {
+            let Some((key, value, kind)) = spans else {
                 return Err(Malformed("leaf record outside the image"));
             };
             let suffix = &bytes[key];
-            if kind > 1 {
+            if kind > 1 || (kind == 1 && value.len() != BigRef::LEN) {
                 return Err(Malformed("leaf record of an unknown kind"));
             }
             let below = suffix < &low[prefix..];
@@ -298,7 +377,6 @@ impl<'a> Leaf<'a> {
 pub struct LeafBuilder<'a> {
     low: &'a [u8],
     high: Option<&'a [u8]>,
-    right: u32,
     prefix: usize,
     fingerprints: Vec<u8>,
     offsets: Vec<u32>,
@@ -307,15 +385,22 @@ pub struct LeafBuilder<'a> {
 
 impl<'a> LeafBuilder<'a> {
     /// An empty leaf for `[low, high)`.
-    pub fn new(low: &'a [u8], high: Option<&'a [u8]>, right: u32) -> LeafBuilder<'a> {
+    pub fn new(low: &'a [u8], high: Option<&'a [u8]>) -> LeafBuilder<'a> {
         debug_assert!(high.is_none_or(|high| low < high), "T1: fences are in order");
         let prefix = high.map_or(0, |high| common_prefix(low, high));
         let (fingerprints, offsets, records) = (Vec::new(), Vec::new(), Vec::new());
-        LeafBuilder { low, high, right, prefix, fingerprints, offsets, records }
+        LeafBuilder { low, high, prefix, fingerprints, offsets, records }
     }
 
-    /// Appends a record; keys ascend strictly and lie within the fences (T2).
-    pub fn push(&mut self, key: &[u8], value: Value<'_>) {
+    /// Appends a record, its key in two parts; keys ascend strictly and lie within the fences (T2).
+    pub fn push(&mut self, front: &[u8], back: &[u8], value: Value<'_>) {
+        let joined;
+        let key = if front.is_empty() {
+            back
+        } else {
+            joined = [front, back].concat();
+            &joined
+        };
         let suffix = &key[self.prefix..];
         self.fingerprints.push(fingerprint(key) as u8);
         self.offsets.push(u32::try_from(self.records.len()).expect("a leaf is shorter than 4 GiB"));
@@ -348,9 +433,10 @@ impl<'a> LeafBuilder<'a> {
         image.extend_from_slice(&field(self.prefix));
         image.extend_from_slice(&field(self.low.len()));
         image.extend_from_slice(&self.high.map_or(NO_HIGH.to_le_bytes(), |high| field(high.len())));
-        image.extend_from_slice(&self.right.to_le_bytes());
+        image.extend_from_slice(&[0; 4]);
         image.extend_from_slice(&field(total));
-        image.extend_from_slice(&[0; 8]);
+        let high_head = self.high.map_or(u64::MAX, head);
+        image.extend_from_slice(&high_head.to_le_bytes());
         image.extend_from_slice(&self.fingerprints);
         let start = HEADER + 5 * self.offsets.len();
         for offset in &self.offsets {
@@ -361,34 +447,6 @@ impl<'a> LeafBuilder<'a> {
         image.extend_from_slice(self.high.unwrap_or_default());
         debug_assert_eq!(image.len(), total, "the length that was announced");
         image
-    }
-}
-
-/// Calls `each` with every key and value of `leaf` after `changes`, in order.
-///
-/// `changes` are sorted by key, one for a key.
-pub fn fold<'a>(leaf: Leaf<'a>, changes: &[Change<'a>], mut each: impl FnMut(&[u8], Value<'a>)) {
-    let mut key = leaf.prefix().to_vec();
-    let mut changes = changes.iter().peekable();
-    for i in 0..leaf.len() {
-        let (suffix, value) = leaf.record(i);
-        key.truncate(leaf.prefix().len());
-        key.extend_from_slice(suffix);
-        while let Some((changed, new)) = changes.next_if(|(changed, _)| *changed < &key[..]) {
-            if let Some(new) = new {
-                each(changed, *new);
-            }
-        }
-        match changes.next_if(|(changed, _)| *changed == &key[..]) {
-            Some((_, Some(new))) => each(&key, *new),
-            Some((_, None)) => {}
-            None => each(&key, value),
-        }
-    }
-    for (changed, new) in changes {
-        if let Some(new) = new {
-            each(changed, *new);
-        }
     }
 }
 

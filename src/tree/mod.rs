@@ -1,14 +1,425 @@
 //! The Bw-tree: ordered bytes over pages.
 //!
+//! # How it works
+//!
+//! ```text
+//!            root (its PID never changes)
+//!           /     |      \                inner nodes: immutable, replaced whole, resident
+//!        node -> node -> node             -> = right sibling, for splits that are not posted yet
+//!        / | \   / | \   / | \
+//!      leaves: base image + delta slots, evicted and faulted in
+//!
+//!  split:  [ L ............ ]          merge:  [ L ][ R ]
+//!     1    new page R                     1    R frozen, its word says "merging"
+//!     2    L := left half, right = R      2    L := L + R
+//!     3    parent gets (separator, R)     3    R := redirect(L), parent loses R, PID freed later
+//! ```
+//!
+//! A traverser that comes to a page too far left follows `right`, and posts the separator if it is not there.
+//!
 //! # Invariants
 //!
 //! - T1: the leaves of a tree partition the key space: the high fence of a leaf is the low fence of the next.
 //! - T2: the keys of a leaf ascend strictly and lie within its fences.
+//! - T3: a page whose separator is in no parent can be reached through `right` of its left neighbour; the pagecache
+//!   evicts a page with `right` set only after the separator was posted.
+//! - T4: node merges are done by the holder of the maintenance lock, and only of a page whose separator is in its parent.
+//! - T5: per key, the order of LSNs is the order of publication.
+//!
+//! # References
+//!
+//! Bw-tree: Levandoski, Lomet, Sengupta, ICDE 2013. B-link splits: Lehman and Yao, TODS 1981.
 
+mod catalog;
+mod cleaner;
+mod consolidate;
+mod cursor;
+mod delta;
+mod descent;
 pub mod inner;
 pub mod leaf;
+mod merge;
+mod read;
+mod redo;
+mod split;
+mod verify;
+mod walk;
+mod write;
+
+pub use catalog::{BwTree, Catalog, DEFAULT_TREE};
+pub use cursor::{Next, Pairs, Start};
+pub use write::{Change, Written};
+
+use crate::base::Lsn;
+use crate::error::Result;
+use crate::pagecache::{CacheOptions, Log, PageCache};
+use delta::LeafPage;
+use parking_lot::Mutex;
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Number of leading bytes that two keys share.
 fn common_prefix(a: &[u8], b: &[u8]) -> usize {
     a.iter().zip(b).take_while(|(x, y)| x == y).count()
+}
+
+/// What the layer is told when it is opened.
+#[derive(Clone, Debug)]
+pub struct TreeOptions {
+    /// A leaf splits above this many bytes.
+    pub leaf: usize,
+    /// An inner node splits above this many children.
+    pub fanout: usize,
+    /// Values longer than this get images of their own, bytes.
+    pub big_value: usize,
+    /// Redo bytes after which a checkpoint is due; 0 = scaled to the data.
+    pub redo_budget: u64,
+    /// Bytes of page segments per live byte above which the cleaner works.
+    pub amplification: f64,
+    /// How many identifiers are reserved at a time.
+    pub id_interval: u64,
+}
+
+/// Statistics, all relaxed.
+#[derive(Debug, Default)]
+pub struct TreeCounters {
+    /// Leaves folded.
+    pub consolidations: AtomicU64,
+    /// Leaves split, roots not counted.
+    pub leaf_splits: AtomicU64,
+    /// Inner nodes split, roots not counted.
+    pub inner_splits: AtomicU64,
+    /// Roots split.
+    pub root_splits: AtomicU64,
+    /// Leaves merged.
+    pub node_merges: AtomicU64,
+    /// Inner nodes merged.
+    pub inner_merges: AtomicU64,
+    /// Roots that took the place of their only child.
+    pub root_collapses: AtomicU64,
+    /// Images of big values.
+    pub big_values_written: AtomicU64,
+    /// Segments emptied by the cleaner.
+    pub cleaned_segments: AtomicU64,
+    /// Trees rebuilt at open.
+    pub trees_loaded: AtomicU64,
+}
+
+fn add(counter: &AtomicU64) {
+    // Relaxed: statistic.
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Small leaves remembered for merging.
+const SPARSE: usize = 1 << 16;
+/// Smallest redo budget that is scaled to the data, bytes.
+const LEAST_BUDGET: u64 = 4 << 20;
+/// Largest.
+const MOST_BUDGET: u64 = 256 << 20;
+
+/// What wakes the maintenance thread.
+struct Wake(Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Wake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Wake")
+    }
+}
+
+/// All trees of a database, over one pagecache.
+#[derive(Debug)]
+pub struct Forest {
+    cache: PageCache<LeafPage>,
+    options: TreeOptions,
+    /// Name -> tree.
+    pub catalog: Catalog,
+    /// What happened so far.
+    pub counters: TreeCounters,
+    /// Held while a checkpoint is made, and while nodes are merged, which its walk does not expect.
+    checkpointing: Mutex<()>,
+    /// Leaves that were small when they were folded: tree and low key.
+    sparse: Mutex<BTreeSet<(u32, Vec<u8>)>>,
+    /// Dropped trees whose guards may still be there.
+    dropped: Arc<Mutex<VecDeque<Arc<BwTree>>>>,
+    /// Next identifier, and the bound below which all may be handed out.
+    next_id: AtomicU64,
+    /// Raised under `raising_ids` after a flush.
+    id_floor: AtomicU64,
+    raising_ids: Mutex<()>,
+    /// A checkpoint is due after this many redo bytes, or twice as many bytes of images.
+    budget: AtomicU64,
+    /// Image bytes appended when the last checkpoint was made.
+    appended_then: AtomicU64,
+    /// Wakes the maintenance thread; unset: there is none, and foreground calls do its work.
+    wake: OnceLock<Wake>,
+}
+
+impl Forest {
+    /// Opens all trees over a log: reads the directory of the last checkpoint and replays the redo tail.
+    /// Whether the file was new.
+    ///
+    /// # Errors
+    /// `Corruption`, `Unsupported`, `Io`.
+    pub fn open(log: Log, cache: CacheOptions, options: TreeOptions) -> Result<(Forest, bool)> {
+        let floor = log.superblock().id_floor;
+        let forest = Forest {
+            cache: PageCache::new(log, cache),
+            options,
+            catalog: Catalog::new(),
+            counters: TreeCounters::default(),
+            checkpointing: Mutex::default(),
+            sparse: Mutex::default(),
+            dropped: Arc::default(),
+            next_id: AtomicU64::new(floor),
+            id_floor: AtomicU64::new(floor),
+            raising_ids: Mutex::default(),
+            budget: AtomicU64::new(LEAST_BUDGET),
+            appended_then: AtomicU64::new(0),
+            wake: OnceLock::new(),
+        };
+        let captured: Lsn = forest.load_directory()?;
+        let each = &mut |lsn, kind, body: &[u8]| forest.replay(lsn, kind, body, captured);
+        let fresh = forest.cache.replay(each)?;
+        forest.set_budget();
+        Ok((forest, fresh))
+    }
+
+    /// Sets what wakes the maintenance thread.
+    pub fn set_wake(&self, wake: Box<dyn Fn() + Send + Sync>) {
+        // Set once, by the engine.
+        let _ = self.wake.set(Wake(wake));
+    }
+
+    /// The log, for those who assemble the layers.
+    pub fn log(&self) -> &Log {
+        self.cache.log()
+    }
+
+    /// The pages, for statistics.
+    pub fn cache_counters(&self) -> &crate::pagecache::CacheCounters {
+        &self.cache.counters
+    }
+
+    /// Bytes counted against the capacity.
+    pub fn memory(&self) -> u64 {
+        self.cache.memory()
+    }
+
+    /// Makes everything durable that was written before; the stable LSN.
+    ///
+    /// # Errors
+    /// What writing failed with; after a failed sync always that error.
+    pub fn flush(&self) -> Result<u64> {
+        self.cache.flush().map(|lsn| lsn.0)
+    }
+
+    /// The tree of a name, created if there is none.
+    ///
+    /// # Errors
+    /// What recording it failed with.
+    pub fn open_tree(&self, name: &[u8]) -> Result<Arc<BwTree>> {
+        let tree = self.catalog.get_or_create(name, |id| {
+            let tree = self.new_tree(id, name)?;
+            // Before anybody can write to the tree, so its record comes before theirs.
+            self.record(&redo::Record::Create { tree: id, name })?;
+            Ok(tree)
+        })?;
+        Ok(tree)
+    }
+
+    /// Drops the tree of a name; `false`: there is none.
+    ///
+    /// # Errors
+    /// What recording it failed with.
+    pub fn drop_tree(&self, name: &[u8]) -> Result<bool> {
+        let gone = self.catalog.remove(name, |tree| self.record(&redo::Record::Drop { tree: tree.id }))?;
+        let Some(tree) = gone else { return Ok(false) };
+        self.note_dropped(tree);
+        let _ = self.keep_up();
+        Ok(true)
+    }
+
+    fn record(&self, record: &redo::Record<'_>) -> Result<()> {
+        let mut space = self.cache.reserve(record.len())?;
+        record.encode(space.bytes());
+        space.complete();
+        Ok(())
+    }
+
+    /// Frees the pages of a dropped tree once nobody can be in it any more.
+    fn note_dropped(&self, tree: Arc<BwTree>) {
+        let queue = Arc::clone(&self.dropped);
+        let guard = crossbeam_epoch::pin();
+        guard.defer(move || queue.lock().push_back(tree));
+        guard.flush();
+    }
+
+    fn note_sparse(&self, tree: &BwTree, low: &[u8]) {
+        let mut sparse = self.sparse.lock();
+        if sparse.len() < SPARSE {
+            sparse.insert((tree.id, low.to_vec()));
+        }
+    }
+
+    fn take_sparse(&self) -> Option<(u32, Vec<u8>)> {
+        self.sparse.lock().pop_first()
+    }
+
+    /// An identifier that was never handed out, not even before a crash.
+    ///
+    /// # Errors
+    /// What making the reservation durable failed with.
+    pub fn generate_id(&self) -> Result<u64> {
+        // Relaxed: only uniqueness matters; the bound is read with Acquire.
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        // Acquire: pairs with the Release below.
+        while id >= self.id_floor.load(Ordering::Acquire) {
+            let _raising = self.raising_ids.lock();
+            if id < self.id_floor.load(Ordering::Acquire) {
+                break;
+            }
+            let floor = id.saturating_add(1).saturating_add(self.options.id_interval);
+            self.record(&redo::Record::Ids { floor })?;
+            self.flush()?;
+            // Release: pairs with the Acquire above; what is below it is durable.
+            self.id_floor.store(floor, Ordering::Release);
+        }
+        Ok(id)
+    }
+
+    fn id_floor(&self) -> u64 {
+        // Acquire: pairs with the Release in `generate_id`.
+        self.id_floor.load(Ordering::Acquire)
+    }
+
+    /// Recovery: identifiers below may have been handed out.
+    fn raise_id_floor(&self, floor: u64) {
+        // Relaxed: recovery is alone.
+        self.id_floor.fetch_max(floor, Ordering::Relaxed);
+        self.next_id.fetch_max(floor, Ordering::Relaxed);
+    }
+
+    fn set_budget(&self) {
+        let budget = match self.options.redo_budget {
+            0 => (self.log().segments().usage().live / 4).clamp(LEAST_BUDGET, MOST_BUDGET),
+            fixed => fixed,
+        };
+        // Relaxed: a hint.
+        self.budget.store(budget, Ordering::Relaxed);
+        self.appended_then.store(self.log().segments().appended(), Ordering::Relaxed);
+    }
+
+    /// Whether a checkpoint is due.
+    fn checkpoint_due(&self) -> bool {
+        // Relaxed: hints.
+        let budget = self.budget.load(Ordering::Relaxed);
+        let images = self.log().segments().appended() - self.appended_then.load(Ordering::Relaxed);
+        self.log().redo_tail() >= budget || images >= 2 * budget
+    }
+
+    /// Called by foreground operations now and then: has maintenance done when it is due, and waits while
+    /// memory is far over the capacity.
+    ///
+    /// # Errors
+    /// What writing pages out failed with, when memory must shrink for that.
+    fn keep_up(&self) -> Result<()> {
+        match self.wake.get() {
+            None => self.maintain(),
+            Some(wake) => {
+                if self.cache.excess() > 0 || self.checkpoint_due() || !self.dropped.lock().is_empty() {
+                    (wake.0)();
+                }
+                let mut rounds = 0;
+                while self.cache.over_hard_limit() && rounds < 64 {
+                    self.cache.evict(0, &|id, at, guard| self.link(id, at, guard))?;
+                    if rounds > 2 {
+                        // What is left waits for the guards of others.
+                        std::thread::yield_now();
+                    }
+                    rounds += 1;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// As [`Self::keep_up`] for operations that only read, which do not fail because pages cannot be written.
+    pub fn keep_up_reading(&self) {
+        if self.cache.excess() > 0 {
+            let _ = self.keep_up();
+        }
+    }
+
+    /// Posts the separator behind a leaf, so that it may be evicted (T3); `false`: that did not work.
+    fn link(&self, id: u32, frame: crate::pagecache::FrameRef<'_>, guard: &crossbeam_epoch::Guard) -> bool {
+        let Some(tree) = self.catalog.get_id(id) else { return false };
+        match leaf::Leaf::new(frame.base()).high() {
+            Some(high) => self.post(&tree, 1, high, frame.right(), guard).is_ok(),
+            None => true,
+        }
+    }
+
+    /// One round of what is due: eviction, freeing dropped trees, node merges, cleaning, a checkpoint.
+    ///
+    /// # Errors
+    /// What reading or writing failed with; what was not done is due again.
+    pub fn maintain(&self) -> Result<()> {
+        let mut result = Ok(());
+        if self.cache.excess() > 0 {
+            result = self.cache.evict(self.cache.margin(), &|id, at, guard| self.link(id, at, guard));
+        }
+        result = result.and(self.free_dropped());
+        if !self.sparse.lock().is_empty()
+            && let Some(_no_checkpoint) = self.checkpointing.try_lock()
+        {
+            result = result.and(self.merge_sparse());
+        }
+        if self.checkpoint_due() {
+            result = result.and(self.tidy());
+        }
+        result
+    }
+
+    /// Cleans as far as the file's amplification asks for it, makes a checkpoint and gives back what that frees.
+    ///
+    /// # Errors
+    /// What reading or writing failed with.
+    pub fn tidy(&self) -> Result<()> {
+        self.cache.check()?;
+        let cleaned = self.clean();
+        self.checkpoint()?;
+        self.set_budget();
+        // Guards that are gone by now let go of the segments; those that are not do so next time.
+        crossbeam_epoch::pin().flush();
+        self.log().give_back(false)?;
+        cleaned
+    }
+
+    /// Tidies until nothing is gained by it, and gives back every free segment: nothing is being written.
+    ///
+    /// # Errors
+    /// What reading or writing failed with.
+    pub fn settle(&self) -> Result<()> {
+        for _ in 0..3 {
+            self.maintain()?;
+            self.tidy()?;
+            // Freed segments and pages wait for the epoch.
+            for _ in 0..4 {
+                crossbeam_epoch::pin().flush();
+            }
+            self.log().give_back(true)?;
+            if !self.is_untidy() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether enough of the file is dead or waits for replay that it is worth tidying when nothing else is to do.
+    pub fn is_untidy(&self) -> bool {
+        let usage = self.log().segments().usage();
+        let garbage = usage.used - usage.live + self.log().redo_tail();
+        garbage > usage.live / 16 + (256 << 10)
+    }
 }

@@ -27,9 +27,9 @@ fn value((big, bytes): &(bool, Vec<u8>)) -> Value<'_> {
 }
 
 fn build(model: &Model, low: &[u8], high: Option<&[u8]>) -> Vec<u8> {
-    let mut builder = LeafBuilder::new(low, high, 77);
+    let mut builder = LeafBuilder::new(low, high);
     for (k, v) in model {
-        builder.push(k, value(v));
+        builder.push(b"", k, value(v));
     }
     let expected = builder.image_len();
     let image = builder.finish();
@@ -39,16 +39,16 @@ fn build(model: &Model, low: &[u8], high: Option<&[u8]>) -> Vec<u8> {
 
 #[test]
 fn image_has_the_documented_bytes() {
-    let mut builder = LeafBuilder::new(b"ab", Some(b"ad"), 9);
-    builder.push(b"abc", Value::Inline(b"xy"));
-    builder.push(b"ac", Value::Big(b"z"));
+    let mut builder = LeafBuilder::new(b"ab", Some(b"ad"));
+    builder.push(b"", b"abc", Value::Inline(b"xy"));
+    builder.push(b"", b"ac", Value::Big(b"addr____length__"));
     let image = builder.finish();
-    let mut expected = vec![2, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 9, 0, 0, 0, 60, 0, 0, 0];
-    expected.extend_from_slice(&[0; 8]);
+    let mut expected = vec![2, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 75, 0, 0, 0];
+    expected.extend_from_slice(&[0, 0, 0, 0, 0, 0, b'd', b'a']);
     expected.extend_from_slice(&[fingerprint(b"abc") as u8, fingerprint(b"ac") as u8]);
     expected.extend_from_slice(&[42, 0, 0, 0, 50, 0, 0, 0]);
     expected.extend_from_slice(&[2, 0, 2, 0, b'b', b'c', b'x', b'y']);
-    expected.extend_from_slice(&[1, 0, 1, 0x40, b'c', b'z']);
+    expected.extend_from_slice(b"\x01\0\x10\x40caddr____length__");
     expected.extend_from_slice(b"abad");
     assert_eq!(image, expected);
     // The fingerprint is part of the format as well.
@@ -66,46 +66,24 @@ fn random_leaves_match_a_btreemap() {
         let mut model = Model::new();
         for _ in 0..random.below(60) {
             let key = [&low[..], &random.bytes(5)].concat();
-            model.insert(key, (random.below(4) == 0, random.bytes(9)));
+            let big = random.below(4) == 0;
+            let value = if big { vec![7; BigRef::LEN] } else { random.bytes(9) };
+            model.insert(key, (big, value));
         }
         model.retain(|k, _| inside(k));
         let image = build(&model, &low, high.as_deref());
         let leaf = Leaf::validate(&image).expect("what was built is well formed");
-        assert_eq!(
-            (leaf.len(), leaf.low(), leaf.high(), leaf.right()),
-            (model.len(), &low[..], high.as_deref(), 77)
-        );
+        assert_eq!((leaf.len(), leaf.low(), leaf.high()), (model.len(), &low[..], high.as_deref()));
         for probe in model.keys().cloned().chain((0..40).map(|_| [&low[..], &random.bytes(5)].concat())) {
             let index = model.keys().filter(|k| **k < probe).count();
             assert_eq!(leaf.lower_bound(&probe), index);
             assert_eq!(leaf.covers(&probe), inside(&probe));
+            let past = high.as_ref().is_some_and(|high| probe >= *high);
+            assert_eq!(probe >= low && leaf.is_past(&probe), past);
             if inside(&probe) {
                 assert_eq!(leaf.find(&probe, fingerprint(&probe)), model.get(&probe).map(value));
             }
         }
-        let mut changed: BTreeMap<Vec<u8>, Option<(bool, Vec<u8>)>> = BTreeMap::new();
-        for _ in 0..random.below(20) {
-            let fresh = [&low[..], &random.bytes(5)].concat();
-            let old = model.keys().nth(random.below(60) as usize).cloned();
-            let key = old.filter(|_| random.below(2) == 0).unwrap_or(fresh);
-            changed.insert(key, Some((false, random.bytes(3))).filter(|_| random.below(3) > 0));
-        }
-        changed.retain(|k, _| inside(k));
-        let changes: Vec<Change<'_>> = changed.iter().map(|(k, v)| (&k[..], v.as_ref().map(value))).collect();
-        let mut folded = Model::new();
-        let mut last: Option<Vec<u8>> = None;
-        fold(leaf, &changes, |k, v| {
-            assert!(last.as_deref().is_none_or(|last| last < k), "strictly ascending");
-            last = Some(k.to_vec());
-            folded.insert(k.to_vec(), (v.kind() == 1, v.bytes().to_vec()));
-        });
-        for (k, v) in changed {
-            match v {
-                Some(v) => model.insert(k, v),
-                None => model.remove(&k),
-            };
-        }
-        assert_eq!(folded, model);
     }
 }
 
@@ -121,9 +99,9 @@ fn separators_are_shortest_and_between() {
 fn long_keys_and_longest_values_fit() {
     let long = vec![0xFF; 70_000];
     let longest = vec![3; MAX_INLINE];
-    let mut builder = LeafBuilder::new(b"", None, 0);
-    builder.push(&long[..65_535], Value::Inline(b""));
-    builder.push(&long, Value::Inline(&longest));
+    let mut builder = LeafBuilder::new(b"", None);
+    builder.push(b"", &long[..65_535], Value::Inline(b""));
+    builder.push(b"", &long, Value::Inline(&longest));
     let image = builder.finish();
     let leaf = Leaf::validate(&image).expect("well formed");
     assert_eq!(leaf.find(&long[..65_535], fingerprint(&long[..65_535])), Some(Value::Inline(b"")));
@@ -133,10 +111,11 @@ fn long_keys_and_longest_values_fit() {
 /// Whatever the bytes, validating ends without a panic, and what passes can be read without one.
 #[test]
 fn damaged_images_never_panic() {
-    let model: Model = (0..20_u8).map(|i| (vec![5, i], (i % 3 == 0, vec![i; 4]))).collect();
+    let model: Model = (0..20_u8).map(|i| (vec![5, i], (i % 3 == 0, vec![i; BigRef::LEN]))).collect();
     let image = build(&model, &[5], Some(&[5, 200]));
     let mut refused = 0;
-    for at in 0..image.len() {
+    let step = if cfg!(miri) { 29 } else { 1 };
+    for at in (0..image.len()).step_by(step) {
         for flip in [1, 0x80, 0xFF] {
             let mut damaged = image.clone();
             damaged[at] ^= flip;
@@ -154,5 +133,5 @@ fn damaged_images_never_panic() {
         }
         assert!(Leaf::validate(&image[..at]).is_err(), "cut at {at}");
     }
-    assert!(refused > image.len() / 2, "only {refused} of {} damages were seen", 3 * image.len());
+    assert!(refused > image.len() / step / 2, "only {refused} of {} damages were seen", 3 * image.len());
 }

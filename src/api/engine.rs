@@ -1,0 +1,252 @@
+//! Opens the layers bottom-up, owns them and the threads, shuts down in order.
+
+use super::compat::{Context, RunningConfig};
+use super::config::Config;
+use super::db::Db;
+use super::merge_operator::Operator;
+use super::testing::Tuning;
+use super::threads::{Signals, Threads};
+use super::tree::Tree;
+use crate::error::{Error, Result};
+use crate::log::{Log, LogOptions, initial_contents};
+use crate::pagecache::CacheOptions;
+use crate::storage::Storage;
+use crate::tree::{BwTree, DEFAULT_TREE, Forest, TreeOptions};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Redo bytes that are worth a checkpoint when the database is closed.
+const CLOSE_TAIL: u64 = 256 << 10;
+/// Redo segments that are.
+const CLOSE_SEGMENTS: usize = 6;
+/// Smallest capacity that is kept to, bytes: below, nothing but evicting would be done.
+const LEAST_CAPACITY: u64 = 64 << 10;
+
+/// What the threads work on.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) forest: Forest,
+    pub(super) signals: Signals,
+    pub(super) config: Config,
+}
+
+impl Core {
+    /// Makes everything durable; how far that went, as a stable LSN.
+    pub(super) fn flush(&self) -> Result<u64> {
+        let result = self.forest.flush();
+        if let Err(error) = self.forest.log().stability().check() {
+            self.config.latch_error(error);
+        }
+        result
+    }
+
+    /// From now on every write fails.
+    pub(super) fn poison(&self, error: Error) {
+        self.config.latch_error(error.clone());
+        self.forest.log().stability().poison(error);
+    }
+}
+
+/// An open database. The last handle of any kind closes it.
+#[derive(Debug)]
+pub struct Engine {
+    core: Arc<Core>,
+    threads: Option<Mutex<Threads>>,
+    /// What the handles of a tree share, by tree id.
+    groups: Mutex<HashMap<u32, Arc<Group>>>,
+    fresh: bool,
+}
+
+/// What all handles of a tree share.
+#[derive(Debug, Default)]
+pub(super) struct Group {
+    /// The merge operator.
+    pub(super) operator: Operator,
+}
+
+/// Opens a database on the disk.
+///
+/// # Errors
+/// As for [`Config::open`].
+pub(super) fn open(config: &Config) -> Result<Db> {
+    let tuning = Tuning { segment: config.segment_size, ..Tuning::default() };
+    #[cfg(unix)]
+    {
+        let path = config.get_path();
+        refuse_legacy(&path)?;
+        let initial = initial_contents(tuning.segment, config.use_compression);
+        let disk = crate::storage::disk::DiskStorage::open(&path, config.create_new, &initial)?;
+        open_on(Arc::new(disk), config, &tuning)
+    }
+    #[cfg(not(unix))]
+    {
+        if !config.temporary {
+            let text = "only temporary databases, which live in memory, are possible on this platform";
+            return Err(Error::Unsupported(text.into()));
+        }
+        open_on(Arc::new(crate::storage::sim::SimStorage::new()), config, &tuning)
+    }
+}
+
+/// A directory of sled 0.34 is left as it is.
+#[cfg(unix)]
+fn refuse_legacy(path: &std::path::Path) -> Result<()> {
+    let legacy = path.join("conf").is_file() || path.join("blobs").is_dir() || has_snapshot(path);
+    if !legacy || crate::storage::disk::starts_with(path, b"sledbwt\n") {
+        return Ok(());
+    }
+    Err(Error::Unsupported(format!(
+        "{} holds a database of sled 0.34.7 or older, in another format; export it with that version and import it here",
+        path.display()
+    )))
+}
+
+#[cfg(unix)]
+fn has_snapshot(path: &std::path::Path) -> bool {
+    let Ok(entries) = std::fs::read_dir(path) else { return false };
+    entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("snap."))
+}
+
+/// Opens a database on a medium; an empty one becomes a new database.
+///
+/// # Errors
+/// As for [`Config::open`].
+pub(super) fn open_on(storage: Arc<dyn Storage>, config: &Config, tuning: &Tuning) -> Result<Db> {
+    if storage.is_new()? {
+        storage.write_at(0, &initial_contents(tuning.segment, config.use_compression))?;
+        storage.sync_data()?;
+    }
+    config.clear_error();
+    let log = Log::open(
+        storage,
+        LogOptions {
+            redo_buffer: tuning.redo_buffer.max(64),
+            volatile: config.temporary,
+            compression: config.use_compression.then_some(config.compression_factor),
+        },
+    )?;
+    if log.superblock().compressed != config.use_compression {
+        return Err(Error::Unsupported(format!(
+            "use_compression({}): the database was created with use_compression({})",
+            config.use_compression, !config.use_compression
+        )));
+    }
+    let amplification = match config.mode {
+        super::config::Mode::LowSpace => 1.2,
+        super::config::Mode::HighThroughput => 1.35,
+    };
+    let options = TreeOptions {
+        leaf: tuning.leaf_bytes.max(128),
+        fanout: tuning.fanout.max(3),
+        big_value: (tuning.leaf_bytes / 4).clamp(32, 8192),
+        redo_budget: tuning.redo_budget,
+        amplification,
+        id_interval: config.idgen_persist_interval,
+    };
+    let cache = CacheOptions { capacity: config.cache_capacity.max(LEAST_CAPACITY) };
+    let (forest, fresh) = Forest::open(log, cache, options)?;
+    let core = Arc::new(Core { forest, signals: Signals::default(), config: config.clone() });
+    let threads = start_threads(&core, tuning)?;
+    let groups = Mutex::default();
+    let engine = Arc::new(Engine { core, threads, groups, fresh });
+    let default = engine.tree(DEFAULT_TREE)?;
+    let context = Context::new(RunningConfig::new(config.clone()));
+    Ok(Db::new(context, default))
+}
+
+#[cfg(not(target_family = "wasm"))]
+fn start_threads(core: &Arc<Core>, tuning: &Tuning) -> Result<Option<Mutex<Threads>>> {
+    if !tuning.threads {
+        return Ok(None);
+    }
+    // Weak: the log must not keep alive what owns it.
+    let weak = Arc::downgrade(core);
+    core.forest.log().set_wake(Box::new(move || {
+        if let Some(core) = weak.upgrade() {
+            core.signals.wrote(core.forest.log().backlog());
+        }
+    }));
+    let weak = Arc::downgrade(core);
+    core.forest.set_wake(Box::new(move || {
+        if let Some(core) = weak.upgrade() {
+            core.signals.maintain();
+        }
+    }));
+    let every = core.config.flush_every_ms.map(Duration::from_millis);
+    Ok(Some(Mutex::new(Threads::start(core, every)?)))
+}
+
+/// There are no threads: foreground calls do their work.
+#[cfg(target_family = "wasm")]
+fn start_threads(_core: &Arc<Core>, _tuning: &Tuning) -> Result<Option<Mutex<Threads>>> {
+    Ok(None)
+}
+
+impl Engine {
+    /// The trees.
+    #[inline]
+    pub(super) fn forest(&self) -> &Forest {
+        &self.core.forest
+    }
+
+    /// What was configured, and the slot for the first fatal error.
+    pub(super) fn config(&self) -> &Config {
+        &self.core.config
+    }
+
+    /// Whether this open created the database.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// Makes everything durable; the stable LSN.
+    pub(super) fn flush(&self) -> Result<u64> {
+        self.core.flush()
+    }
+
+    /// One who awaits a flush by the log writer; `None`: there is no such thread.
+    pub(super) fn await_flush(&self) -> Option<Arc<super::threads::FlushWaiter>> {
+        self.threads.as_ref().map(|_| self.core.signals.await_flush())
+    }
+
+    /// A handle to the tree of a name, created if there is none.
+    pub(super) fn tree(self: &Arc<Self>, name: &[u8]) -> Result<Tree> {
+        let tree = self.forest().open_tree(name)?;
+        let group = Arc::clone(self.groups.lock().entry(tree.id).or_default());
+        Ok(Tree::new(Arc::clone(self), tree, group))
+    }
+
+    /// Drops the tree of a name; `false`: there is none.
+    pub(super) fn drop_tree(&self, name: &[u8]) -> Result<bool> {
+        let Some(tree) = self.forest().catalog.get(name) else { return Ok(false) };
+        let dropped = self.forest().drop_tree(name)?;
+        self.forget(&tree);
+        Ok(dropped)
+    }
+
+    fn forget(&self, tree: &BwTree) {
+        self.groups.lock().remove(&tree.id);
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if let Some(threads) = &self.threads {
+            threads.lock().stop(&self.core);
+        }
+        if self.core.config.temporary {
+            return;
+        }
+        let log = self.core.forest.log();
+        let worth_it = log.redo_tail() > CLOSE_TAIL || log.redo_segments() > CLOSE_SEGMENTS;
+        let closed = match self.core.flush() {
+            Ok(_) if worth_it => self.core.forest.settle(),
+            other => other.map(|_| ()),
+        };
+        if let Err(error) = closed {
+            log::error!("closing the database failed: {error}");
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The two background threads of an open database, and how they are woken.
+//!
+//! # How it works
+//!
+//! The *log writer* writes sealed buffers, and flushes a while after the first write that was not flushed; then, if nothing
+//! was written for as long again, it has the file tidied once. The *maintenance* thread evicts, merges nodes, cleans and
+//! makes checkpoints when foreground operations say that something is due. Both sleep without a timer when there
+//! is nothing to do.
+//!
+//! If one of them panics, the log is poisoned with the cause: every later write says so, and nobody waits for it.
+
+use super::engine::Core;
+use crate::error::{Error, Result};
+use parking_lot::{Condvar, Mutex};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Waker;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// A doorbell for one thread.
+#[derive(Debug, Default)]
+pub(super) struct Bell {
+    state: Mutex<BellState>,
+    rung: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct BellState {
+    rung: bool,
+    stop: bool,
+}
+
+/// What a thread was woken by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Woken {
+    Rung,
+    TimedOut,
+    Stop,
+}
+
+impl Bell {
+    /// Wakes the thread, or has it look again before it sleeps.
+    pub(super) fn ring(&self) {
+        let mut state = self.state.lock();
+        if !state.rung {
+            state.rung = true;
+            self.rung.notify_one();
+        }
+    }
+
+    fn stop(&self) {
+        self.state.lock().stop = true;
+        self.rung.notify_one();
+    }
+
+    fn wait(&self, until: Option<Instant>) -> Woken {
+        let mut state = self.state.lock();
+        loop {
+            if state.stop {
+                return Woken::Stop;
+            }
+            if std::mem::take(&mut state.rung) {
+                return Woken::Rung;
+            }
+            match until {
+                None => self.rung.wait(&mut state),
+                Some(until) => {
+                    if self.rung.wait_until(&mut state, until).timed_out() && !state.rung && !state.stop {
+                        return Woken::TimedOut;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One who awaits a flush.
+#[derive(Debug, Default)]
+pub(super) struct FlushWaiter {
+    state: Mutex<(Option<Result<u64>>, Option<Waker>)>,
+}
+
+impl FlushWaiter {
+    /// The result, if it is there; otherwise the waker is called when it is.
+    pub(super) fn poll(&self, waker: &Waker) -> Option<Result<u64>> {
+        let mut state = self.state.lock();
+        if state.0.is_none() {
+            state.1 = Some(waker.clone());
+        }
+        state.0.clone()
+    }
+
+    fn finish(&self, result: Result<u64>) {
+        let mut state = self.state.lock();
+        state.0 = Some(result);
+        if let Some(waker) = state.1.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// What the threads and those who wake them share.
+#[derive(Debug, Default)]
+pub(super) struct Signals {
+    writer: Bell,
+    maintenance: Bell,
+    /// The log writer knows that there is something to flush. Set by writers, cleared by the log writer.
+    armed: AtomicBool,
+    /// The file is to be tidied though nothing is due. Set by the log writer.
+    tidy: AtomicBool,
+    /// Who awaits a flush.
+    waiters: Mutex<Vec<Arc<FlushWaiter>>>,
+}
+
+impl Signals {
+    /// A new buffer was begun: there is something to flush, or to write.
+    pub(super) fn wrote(&self, backlog: u64) {
+        // AcqRel: pairs with the store in `writer_loop`; whoever finds it clear rings.
+        if !self.armed.swap(true, Ordering::AcqRel) || backlog >= 2 {
+            self.writer.ring();
+        }
+    }
+
+    /// Maintenance may be due.
+    pub(super) fn maintain(&self) {
+        self.maintenance.ring();
+    }
+
+    /// Asks the log writer for a flush.
+    pub(super) fn await_flush(&self) -> Arc<FlushWaiter> {
+        let waiter = Arc::new(FlushWaiter::default());
+        self.waiters.lock().push(Arc::clone(&waiter));
+        self.writer.ring();
+        waiter
+    }
+}
+
+/// The running threads.
+#[derive(Debug)]
+pub(super) struct Threads {
+    handles: Vec<JoinHandle<()>>,
+}
+
+impl Threads {
+    /// Starts both.
+    ///
+    /// # Errors
+    /// `Io` when the system gives no thread.
+    pub(super) fn start(core: &Arc<Core>, every: Option<Duration>) -> Result<Threads> {
+        let mut threads = Threads { handles: Vec::new() };
+        let started = threads
+            .spawn("sled-log", core, move |core| writer_loop(core, every))
+            .and_then(|()| threads.spawn("sled-maintenance", core, maintenance_loop));
+        match started {
+            Ok(()) => Ok(threads),
+            Err(error) => {
+                threads.stop(core);
+                Err(error)
+            }
+        }
+    }
+
+    fn spawn(
+        &mut self,
+        name: &str,
+        core: &Arc<Core>,
+        work: impl FnOnce(&Core) + Send + 'static,
+    ) -> Result<()> {
+        let core = Arc::clone(core);
+        let name = name.to_string();
+        let handle = std::thread::Builder::new().name(name.clone()).spawn(move || {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(&core))) {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+                core.poison(Error::ReportableBug(format!("the thread {name} panicked: {text}")));
+                core.signals.fail_waiters(&core);
+            }
+        })?;
+        self.handles.push(handle);
+        Ok(())
+    }
+
+    /// Stops both and waits for them.
+    pub(super) fn stop(&mut self, core: &Core) {
+        core.signals.writer.stop();
+        core.signals.maintenance.stop();
+        for handle in self.handles.drain(..) {
+            // A panic was caught inside.
+            let _ = handle.join();
+        }
+        core.signals.fail_waiters(core);
+    }
+}
+
+impl Signals {
+    fn serve_waiters(&self, core: &Core) {
+        let waiters = std::mem::take(&mut *self.waiters.lock());
+        if !waiters.is_empty() {
+            let result = core.flush();
+            waiters.iter().for_each(|waiter| waiter.finish(result.clone()));
+        }
+    }
+
+    /// Nobody will flush for them any more: they are served here.
+    fn fail_waiters(&self, core: &Core) {
+        self.serve_waiters(core);
+    }
+}
+
+fn writer_loop(core: &Core, every: Option<Duration>) {
+    let signals = &core.signals;
+    let mut flush_at: Option<Instant> = None;
+    let mut tidy_at: Option<Instant> = None;
+    loop {
+        let woken = signals.writer.wait(flush_at.or(tidy_at));
+        if woken == Woken::Stop {
+            return;
+        }
+        signals.serve_waiters(core);
+        // A failure stays where it is: whoever needs room or a flush meets it, too.
+        let _ = core.forest.log().drain();
+        let now = Instant::now();
+        if woken == Woken::Rung {
+            // Acquire: pairs with the swap in `wrote`.
+            if signals.armed.load(Ordering::Acquire) && flush_at.is_none() {
+                flush_at = every.map(|every| now + every);
+                tidy_at = None;
+            }
+            if every.is_none() {
+                signals.armed.store(false, Ordering::Release);
+            }
+            continue;
+        }
+        if flush_at.take_if(|at| *at <= now).is_some() {
+            // Release: pairs with the swap in `wrote`. What is written from here on rings again.
+            signals.armed.store(false, Ordering::Release);
+            if let Err(error) = core.flush() {
+                log::error!("flushing in the background failed: {error}");
+                core.config.latch_error(error);
+            }
+            tidy_at = every.map(|every| now + every.max(Duration::from_millis(50)));
+        } else if tidy_at.take_if(|at| *at <= now).is_some() && core.forest.is_untidy() {
+            // Release: pairs with the swap in `maintenance_loop`.
+            signals.tidy.store(true, Ordering::Release);
+            signals.maintenance.ring();
+        }
+    }
+}
+
+fn maintenance_loop(core: &Core) {
+    loop {
+        if core.signals.maintenance.wait(None) == Woken::Stop {
+            return;
+        }
+        let mut done = core.forest.maintain();
+        // Acquire: pairs with the store in `writer_loop`.
+        if core.signals.tidy.swap(false, Ordering::Acquire) {
+            done = done.and(core.forest.settle());
+        }
+        if let Err(error) = done {
+            log::error!("maintenance failed, and is tried again when something is due: {error}");
+        }
+    }
+}

@@ -1,0 +1,773 @@
+//! `Tree`: an ordered map from bytes to bytes.
+
+use super::engine::{Engine, Group};
+use super::iter::Iter;
+use super::merge_operator::MergeOperator;
+use crate::error::{CompareAndSwapError, CompareAndSwapResult, Error, Result};
+use crate::ivec::IVec;
+use crate::tree::{BwTree, Change, Pairs, Start, Written};
+use std::fmt;
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+use std::task::Poll;
+
+/// An ordered map from byte strings to byte strings within a [`Db`](crate::Db).
+///
+/// All methods may be called from many threads at once; operations on one key are linearizable. Clones share the tree.
+/// Keys and values may be any bytes, of any length, the empty ones included; keys are ordered byte by byte.
+///
+/// Writes are durable when a flush that was called after them has returned; see [`Tree::flush`].
+///
+/// # Examples
+///
+/// ```
+/// # fn main() -> sled::Result<()> {
+/// let db = sled::Config::new().temporary(true).open()?;
+/// let tree = db.open_tree("fruit")?;
+/// assert_eq!(tree.insert("apple", "red")?, None);
+/// assert_eq!(tree.insert("apple", "green")?, Some("red".into()));
+/// assert_eq!(tree.get("apple")?, Some("green".into()));
+/// assert_eq!(tree.remove("apple")?, Some("green".into()));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Tree {
+    engine: Arc<Engine>,
+    bw: Arc<BwTree>,
+    group: Arc<Group>,
+}
+
+const fn assert_send_sync<T: Send + Sync>() {}
+const _: () = assert_send_sync::<Tree>();
+const _: () = assert_send_sync::<Iter>();
+
+impl fmt::Debug for Tree {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tree").field("name", &String::from_utf8_lossy(&self.bw.name)).finish_non_exhaustive()
+    }
+}
+
+impl<'a> IntoIterator for &'a Tree {
+    type Item = Result<(IVec, IVec)>;
+    type IntoIter = Iter;
+
+    fn into_iter(self) -> Iter {
+        self.iter()
+    }
+}
+
+fn owned<K: AsRef<[u8]>>(bound: Bound<&K>) -> Bound<Vec<u8>> {
+    match bound {
+        Bound::Unbounded => Bound::Unbounded,
+        Bound::Included(key) => Bound::Included(key.as_ref().to_vec()),
+        Bound::Excluded(key) => Bound::Excluded(key.as_ref().to_vec()),
+    }
+}
+
+/// The least key above all that start with `prefix`.
+fn end_of_prefix(prefix: &[u8]) -> Bound<Vec<u8>> {
+    let Some(last) = prefix.iter().rposition(|byte| *byte != 0xFF) else { return Bound::Unbounded };
+    let mut end = prefix[..=last].to_vec();
+    end[last] += 1;
+    Bound::Excluded(end)
+}
+
+impl Tree {
+    pub(super) fn new(engine: Arc<Engine>, bw: Arc<BwTree>, group: Arc<Group>) -> Tree {
+        Tree { engine, bw, group }
+    }
+
+    pub(super) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    pub(super) fn bw(&self) -> &BwTree {
+        &self.bw
+    }
+
+    fn write(&self, key: &[u8], decide: impl FnMut(Option<&IVec>) -> Result<Change>) -> Result<Written> {
+        self.engine.forest().write(&self.bw, key, decide)
+    }
+
+    /// Gives a key a value and returns the value before. A value equal to that before is not written.
+    ///
+    /// # Errors
+    /// `CollectionNotFound` when the tree was dropped; `Io` when room must be made by writing and that fails;
+    /// the first fatal error of this database. Then nothing has changed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// assert_eq!(db.insert("k", "v1")?, None);
+    /// assert_eq!(db.insert("k", vec![2])?, Some("v1".into()));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn insert<K, V>(&self, key: K, value: V) -> Result<Option<IVec>>
+    where
+        K: AsRef<[u8]>,
+        V: Into<IVec>,
+    {
+        let value = value.into();
+        let written = self.write(key.as_ref(), |old| {
+            Ok(if old == Some(&value) { Change::Keep } else { Change::Put(value.clone()) })
+        });
+        written.map(|written| written.old)
+    }
+
+    /// Returns the value of a key.
+    ///
+    /// # Errors
+    /// `CollectionNotFound` when the tree was dropped; `Io` or `Corruption` when the key's page cannot be read.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// db.insert([1, 2], "v")?;
+    /// assert_eq!(db.get([1, 2])?, Some("v".into()));
+    /// assert_eq!(db.get([1])?, None);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[inline]
+    pub fn get<K: AsRef<[u8]>>(&self, key: K) -> Result<Option<IVec>> {
+        let found = self.engine.forest().get(&self.bw, key.as_ref());
+        self.engine.forest().keep_up_reading();
+        found
+    }
+
+    /// Takes a key out and returns the value that it had. Nothing is written when it had none.
+    ///
+    /// # Errors
+    /// As for [`Tree::insert`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// db.insert("k", "v")?;
+    /// assert_eq!(db.remove("k")?, Some("v".into()));
+    /// assert_eq!(db.remove("k")?, None);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn remove<K: AsRef<[u8]>>(&self, key: K) -> Result<Option<IVec>> {
+        let written =
+            self.write(key.as_ref(), |old| Ok(if old.is_none() { Change::Keep } else { Change::Remove }));
+        written.map(|written| written.old)
+    }
+
+    /// Returns whether a key has a value.
+    ///
+    /// # Errors
+    /// As for [`Tree::get`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// db.insert("k", "")?;
+    /// assert!(db.contains_key("k")? && !db.contains_key("l")?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn contains_key<K: AsRef<[u8]>>(&self, key: K) -> Result<bool> {
+        self.engine.forest().contains(&self.bw, key.as_ref())
+    }
+
+    /// If the value of a key is `old` (`None` = there is none), makes it `new` (`None` = removes it).
+    /// Otherwise returns what it is.
+    ///
+    /// # Errors
+    /// The outer error as for [`Tree::insert`]. The inner one says that the value was another.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// assert_eq!(db.compare_and_swap("k", None as Option<&str>, Some("1"))?, Ok(()));
+    /// let lost = db.compare_and_swap("k", Some("0"), Some("2"))?.expect_err("it is 1");
+    /// assert_eq!(lost.current, Some("1".into()));
+    /// assert_eq!(lost.proposed, Some("2".into()));
+    /// assert_eq!(db.compare_and_swap("k", Some("1"), None as Option<&str>)?, Ok(()));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn compare_and_swap<K, OV, NV>(
+        &self,
+        key: K,
+        old: Option<OV>,
+        new: Option<NV>,
+    ) -> CompareAndSwapResult
+    where
+        K: AsRef<[u8]>,
+        OV: AsRef<[u8]>,
+        NV: Into<IVec>,
+    {
+        let new: Option<IVec> = new.map(Into::into);
+        let old = old.as_ref().map(AsRef::as_ref);
+        let written = self.write(key.as_ref(), |current| {
+            Ok(match &new {
+                _ if current.map(AsRef::as_ref) != old => Change::Keep,
+                Some(new) => Change::Put(new.clone()),
+                None => Change::Remove,
+            })
+        })?;
+        Ok(if written.changed {
+            Ok(())
+        } else {
+            Err(CompareAndSwapError { current: written.old, proposed: new })
+        })
+    }
+
+    /// Changes a value in one step to what `f` makes of it (`None` = no value), and returns the new one. `f` is called again
+    /// when somebody else was faster.
+    ///
+    /// # Errors
+    /// As for [`Tree::insert`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// let longer = |old: Option<&[u8]>| Some([old.unwrap_or_default(), b"x"].concat());
+    /// assert_eq!(db.update_and_fetch("k", longer)?, Some("x".into()));
+    /// assert_eq!(db.update_and_fetch("k", longer)?, Some("xx".into()));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn update_and_fetch<K, V, F>(&self, key: K, mut f: F) -> Result<Option<IVec>>
+    where
+        K: AsRef<[u8]>,
+        F: FnMut(Option<&[u8]>) -> Option<V>,
+        V: Into<IVec>,
+    {
+        let mut new = None;
+        self.write(key.as_ref(), |old| {
+            new = f(old.map(AsRef::as_ref)).map(Into::into);
+            Ok(new.clone().map_or(Change::Remove, Change::Put))
+        })?;
+        Ok(new)
+    }
+
+    /// As [`Tree::update_and_fetch`], but returns the value before.
+    ///
+    /// # Errors
+    /// As for [`Tree::insert`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// db.insert("k", "1")?;
+    /// assert_eq!(db.fetch_and_update("k", |_| Some("2"))?, Some("1".into()));
+    /// assert_eq!(db.get("k")?, Some("2".into()));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn fetch_and_update<K, V, F>(&self, key: K, mut f: F) -> Result<Option<IVec>>
+    where
+        K: AsRef<[u8]>,
+        F: FnMut(Option<&[u8]>) -> Option<V>,
+        V: Into<IVec>,
+    {
+        let written = self.write(key.as_ref(), |old| {
+            let new: Option<IVec> = f(old.map(AsRef::as_ref)).map(Into::into);
+            Ok(new.map_or(Change::Remove, Change::Put))
+        });
+        written.map(|written| written.old)
+    }
+
+    /// Gives the merge operator the key, its value and an operand, makes what it returns the value, and returns
+    /// that.
+    ///
+    /// # Errors
+    /// `Unsupported` when there is no merge operator; otherwise as for [`Tree::insert`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// db.set_merge_operator(|_key: &[u8], old: Option<&[u8]>, new: &[u8]| {
+    ///     Some([old.unwrap_or_default(), new].concat())
+    /// });
+    /// db.merge("k", "a")?;
+    /// assert_eq!(db.merge("k", "b")?, Some("ab".into()));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn merge<K, V>(&self, key: K, value: V) -> Result<Option<IVec>>
+    where
+        K: AsRef<[u8]>,
+        V: AsRef<[u8]>,
+    {
+        let (key, operand) = (key.as_ref(), value.as_ref());
+        let missing =
+            || Error::Unsupported("merge needs a merge operator: see Tree::set_merge_operator".into());
+        if !self.group.operator.is_set() {
+            return Err(missing());
+        }
+        let mut new = None;
+        self.write(key, |old| {
+            let merged =
+                self.group.operator.call(key, old.map(AsRef::as_ref), operand).ok_or_else(missing)?;
+            new = merged.map(IVec::from);
+            Ok(new.clone().map_or(Change::Remove, Change::Put))
+        })?;
+        Ok(new)
+    }
+
+    /// Sets the merge operator of this tree, for all its handles, until the database is closed. Replaces the one before.
+    ///
+    /// Calls of an operator are serialized. There is no `Send` bound, so that programs for 0.34 compile; an
+    /// operator that holds something that must not leave its thread must be used on that thread only.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// fn largest(_key: &[u8], old: Option<&[u8]>, new: &[u8]) -> Option<Vec<u8>> {
+    ///     Some(old.unwrap_or_default().max(new).to_vec())
+    /// }
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// db.set_merge_operator(largest);
+    /// db.merge("k", [3])?;
+    /// assert_eq!(db.merge("k", [2])?, Some(vec![3].into()));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn set_merge_operator(&self, merge_operator: impl MergeOperator + 'static) {
+        self.group.operator.set(Box::new(merge_operator));
+    }
+
+    /// Makes durable everything that was written before, to any tree of this database, and returns how many bytes of the log
+    /// became durable meanwhile, 0 if there were none. When this has returned `Ok`, it survives the loss of
+    /// power.
+    ///
+    /// # Errors
+    /// `Io` when writing fails; that can be tried again. When the system could not sync, what the disk holds is
+    /// unknown: from then on every write and flush returns that error until the database is opened again, which finds
+    /// everything that was flushed before.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// db.insert("k", "v")?;
+    /// assert!(db.flush()? > 0);
+    /// assert_eq!(db.flush()?, 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn flush(&self) -> Result<usize> {
+        let before = self.engine.forest().log().stability().stable().0;
+        let after = self.engine.flush()?;
+        Ok(usize::try_from(after.saturating_sub(before)).unwrap_or(usize::MAX))
+    }
+
+    /// As [`Tree::flush`], without blocking the task. Any number of tasks may await it together; dropping the future is safe.
+    ///
+    /// # Errors
+    /// As for [`Tree::flush`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn block_on<F: std::future::Future>(f: F) -> F::Output {
+    /// #     let mut f = std::pin::pin!(f);
+    /// #     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    /// #     loop {
+    /// #         if let std::task::Poll::Ready(out) = f.as_mut().poll(&mut context) { return out; }
+    /// #     }
+    /// # }
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// db.insert("k", "v")?;
+    /// assert!(block_on(db.flush_async())? > 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn flush_async(&self) -> Result<usize> {
+        let before = self.engine.forest().log().stability().stable().0;
+        let Some(waiter) = self.engine.await_flush() else { return self.flush() };
+        let after = std::future::poll_fn(|context| match waiter.poll(context.waker()) {
+            Some(result) => Poll::Ready(result),
+            None => Poll::Pending,
+        });
+        let after = after.await?;
+        Ok(usize::try_from(after.saturating_sub(before)).unwrap_or(usize::MAX))
+    }
+
+    /// Returns the pair with the greatest key below `key`.
+    ///
+    /// # Errors
+    /// As for [`Tree::get`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// db.insert([1], "one")?;
+    /// db.insert([3], "three")?;
+    /// assert_eq!(db.get_lt([3])?, Some((vec![1].into(), "one".into())));
+    /// assert_eq!(db.get_lt([1])?, None);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn get_lt<K>(&self, key: K) -> Result<Option<(IVec, IVec)>>
+    where
+        K: AsRef<[u8]>,
+    {
+        self.one_back(&Start::Beyond(key.as_ref().to_vec()))
+    }
+
+    /// Returns the pair with the least key above `key`.
+    ///
+    /// # Errors
+    /// As for [`Tree::get`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// db.insert([3], "three")?;
+    /// assert_eq!(db.get_gt([1])?, Some((vec![3].into(), "three".into())));
+    /// assert_eq!(db.get_gt([3])?, None);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn get_gt<K>(&self, key: K) -> Result<Option<(IVec, IVec)>>
+    where
+        K: AsRef<[u8]>,
+    {
+        self.one(&Start::Beyond(key.as_ref().to_vec()))
+    }
+
+    fn one(&self, start: &Start) -> Result<Option<(IVec, IVec)>> {
+        let mut pairs = Pairs::new();
+        self.engine.forest().step(&self.bw, start, &Bound::Unbounded, 1, &mut pairs)?;
+        Ok(pairs.pop_front())
+    }
+
+    fn one_back(&self, start: &Start) -> Result<Option<(IVec, IVec)>> {
+        let mut pairs = Pairs::new();
+        self.engine.forest().step_back(&self.bw, start, &Bound::Unbounded, 1, &mut pairs)?;
+        Ok(pairs.pop_front())
+    }
+
+    /// Returns an iterator over all pairs.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// db.insert("a", "1")?;
+    /// db.insert("b", "2")?;
+    /// let pairs: Result<Vec<_>, _> = db.iter().rev().collect();
+    /// assert_eq!(pairs?[0].0, "b");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn iter(&self) -> Iter {
+        Iter::new(self.clone(), Bound::Unbounded, Bound::Unbounded)
+    }
+
+    /// Returns an iterator over the pairs whose keys lie in a range; an empty or inverted range has none.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// for key in ["a", "b", "c"] {
+    ///     db.insert(key, "")?;
+    /// }
+    /// assert_eq!(db.range("a".."c").count(), 2);
+    /// assert_eq!(db.range("b"..).count(), 2);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn range<K, R>(&self, range: R) -> Iter
+    where
+        K: AsRef<[u8]>,
+        R: RangeBounds<K>,
+    {
+        Iter::new(self.clone(), owned(range.start_bound()), owned(range.end_bound()))
+    }
+
+    /// Returns an iterator over the pairs whose keys start with `prefix`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// for key in ["ab", "ac", "b"] {
+    ///     db.insert(key, "")?;
+    /// }
+    /// assert_eq!(db.scan_prefix("a").count(), 2);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn scan_prefix<P>(&self, prefix: P) -> Iter
+    where
+        P: AsRef<[u8]>,
+    {
+        let prefix = prefix.as_ref();
+        Iter::new(self.clone(), Bound::Included(prefix.to_vec()), end_of_prefix(prefix))
+    }
+
+    /// Returns the pair with the least key.
+    ///
+    /// # Errors
+    /// As for [`Tree::get`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// assert_eq!(db.first()?, None);
+    /// db.insert("k", "v")?;
+    /// assert_eq!(db.first()?, Some(("k".into(), "v".into())));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn first(&self) -> Result<Option<(IVec, IVec)>> {
+        self.one(&Start::At(Vec::new()))
+    }
+
+    /// Returns the pair with the greatest key.
+    ///
+    /// # Errors
+    /// As for [`Tree::get`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// db.insert("a", "1")?;
+    /// db.insert("b", "2")?;
+    /// assert_eq!(db.last()?, Some(("b".into(), "2".into())));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn last(&self) -> Result<Option<(IVec, IVec)>> {
+        self.one_back(&Start::End)
+    }
+
+    /// Takes out the pair with the greatest key, and returns it. No two callers get the same one.
+    ///
+    /// # Errors
+    /// As for [`Tree::insert`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// db.insert("a", "1")?;
+    /// assert_eq!(db.pop_max()?, Some(("a".into(), "1".into())));
+    /// assert_eq!(db.pop_max()?, None);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn pop_max(&self) -> Result<Option<(IVec, IVec)>> {
+        self.pop(|tree| tree.last())
+    }
+
+    /// Takes out the pair with the least key, and returns it. No two callers get the same one.
+    ///
+    /// # Errors
+    /// As for [`Tree::insert`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// db.insert("a", "1")?;
+    /// db.insert("b", "2")?;
+    /// assert_eq!(db.pop_min()?, Some(("a".into(), "1".into())));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn pop_min(&self) -> Result<Option<(IVec, IVec)>> {
+        self.pop(|tree| tree.first())
+    }
+
+    fn pop(&self, find: impl Fn(&Tree) -> Result<Option<(IVec, IVec)>>) -> Result<Option<(IVec, IVec)>> {
+        loop {
+            let Some((key, value)) = find(self)? else { return Ok(None) };
+            let none: Option<IVec> = None;
+            if self.compare_and_swap(&key, Some(&value), none)?.is_ok() {
+                return Ok(Some((key, value)));
+            }
+        }
+    }
+
+    /// Returns the number of keys, by going through all leaves.
+    ///
+    /// A dropped tree has none. Where a page cannot be read the error is logged and what was counted before it
+    /// is returned; [`Tree::iter`] returns the error itself.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// db.insert("k", "v")?;
+    /// assert_eq!(db.len(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn len(&self) -> usize {
+        self.engine.forest().count(&self.bw).unwrap_or_else(|error| {
+            log::error!("len() of {self:?}: {error}");
+            0
+        })
+    }
+
+    /// Returns whether there is no key; an error reads as "there may be".
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// assert!(db.is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn is_empty(&self) -> bool {
+        matches!(self.first(), Ok(None))
+    }
+
+    /// Takes out all keys one by one; keys inserted meanwhile may stay.
+    ///
+    /// # Errors
+    /// As for [`Tree::insert`]; then some keys are gone and some are not.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// db.insert("k", "v")?;
+    /// db.clear()?;
+    /// assert!(db.is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn clear(&self) -> Result<()> {
+        for key in self.iter().keys() {
+            self.remove(key?)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the name of the tree.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// assert_eq!(db.name(), "__sled__default");
+    /// assert_eq!(db.open_tree("t")?.name(), "t");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn name(&self) -> IVec {
+        self.bw.name.clone()
+    }
+
+    /// Returns the CRC-32 of the key and the value of each pair in key order.
+    ///
+    /// # Errors
+    /// What reading failed with.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// db.insert("a", "1")?;
+    /// let tree: &sled::Tree = &db;
+    /// assert_eq!(tree.checksum()?, 1_826_703_395);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn checksum(&self) -> Result<u32> {
+        let mut hasher = crc32fast::Hasher::new();
+        self.hash_into(&mut hasher)?;
+        Ok(hasher.finalize())
+    }
+
+    pub(super) fn hash_into(&self, hasher: &mut crc32fast::Hasher) -> Result<()> {
+        for pair in self {
+            let (key, value) = pair?;
+            hasher.update(&key);
+            hasher.update(&value);
+        }
+        Ok(())
+    }
+
+    /// As [`Tree::insert`].
+    ///
+    /// # Errors
+    /// As there.
+    #[doc(hidden)]
+    #[deprecated(since = "0.24.2", note = "use `insert`")]
+    pub fn set<K, V>(&self, key: K, value: V) -> Result<Option<IVec>>
+    where
+        K: AsRef<[u8]>,
+        V: Into<IVec>,
+    {
+        self.insert(key, value)
+    }
+
+    /// As [`Tree::remove`].
+    ///
+    /// # Errors
+    /// As there.
+    #[doc(hidden)]
+    #[deprecated(since = "0.24.2", note = "use `remove`")]
+    pub fn del<K: AsRef<[u8]>>(&self, key: K) -> Result<Option<IVec>> {
+        self.remove(key)
+    }
+
+    /// Walks all trees and checks the structure.
+    ///
+    /// # Errors
+    /// `ReportableBug` with what is wrong, or what reading failed with.
+    #[doc(hidden)]
+    pub fn verify_integrity(&self) -> Result<()> {
+        self.engine.forest().check_invariants()
+    }
+
+    /// The first fatal error of this database, if there was one.
+    ///
+    /// # Errors
+    /// That error.
+    #[doc(hidden)]
+    pub fn global_error(&self) -> Result<()> {
+        self.engine.config().global_error()
+    }
+}

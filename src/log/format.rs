@@ -1,0 +1,526 @@
+//! Every framing byte on disk: superblocks, segment headers, redo blocks and image headers.
+//!
+//! # Format
+//!
+//! All integers are little-endian. The file is two superblock slots of 4096 bytes and then segments of one
+//! size, number `i` at `8192 + i * segment`. Version 1; a reader refuses any other with `Unsupported`.
+//!
+//! Every structure carries the CRC-32 of its other bytes. What a checksum binds besides them (file
+//! offset, nonce of the segment, LSN) is stored in the structure itself, so that bytes which moved, or were left
+//! by an earlier use of the segment, never pass.
+//!
+//! Superblock (512 bytes, twice in each slot: at its start and 2048 bytes further on). The two slots are written in turn,
+//! so a file has two generations that follow each other, and the larger counts. A sector is not torn (S2), so a slot
+//! without a whole copy is damage, and as it may have been the newer one, the file is refused. The second slot is blank
+//! only while the first has generation 1:
+//!
+//! | OFFSET | SIZE | FIELD |
+//! |---|---|---|
+//! | 0 | 8 | magic `sledbwt\n` |
+//! | 8 | 4 | format version |
+//! | 12 | 4 | CRC-32 of bytes 16..512 |
+//! | 16 | 8 | generation, one more at each checkpoint |
+//! | 24 | 4 | bytes of a segment |
+//! | 28 | 4 | flags: bit 0 = images may be compressed |
+//! | 32 | 8 | file offset of the directory's root image, 0 = no directory |
+//! | 40 | 8 | stored bytes of the directory's root image, header included |
+//! | 48 | 8 | nonce of the segment of the directory's root image |
+//! | 56 | 8 | redo LSN |
+//! | 64 | 4 | segment in which the redo stream is at the redo LSN |
+//! | 68 | 4 | offset in that segment |
+//! | 72 | 8 | nonce of that segment |
+//! | 80 | 8 | stable LSN when this was written: an earlier end of the stream is damage |
+//! | 88 | 8 | identifiers below this may have been handed out |
+//! | 96 | 416 | zero |
+//!
+//! Segment header (64 bytes at the start of a segment, a redo segment's alone in its first 512):
+//!
+//! | OFFSET | SIZE | FIELD |
+//! |---|---|---|
+//! | 0 | 4 | magic `SEG1` |
+//! | 4 | 4 | CRC-32 of bytes 8..64 |
+//! | 8 | 1 | kind: 1 redo, 2 leaves, 3 big values |
+//! | 9 | 1 | 1 = the redo stream starts here at a record; a record begun before is void |
+//! | 10 | 2 | zero |
+//! | 12 | 4 | number of this segment |
+//! | 16 | 8 | nonce |
+//! | 24 | 8 | redo: LSN of the first block; others: how many segments the run has |
+//! | 32 | 4 | redo: number of the next segment |
+//! | 36 | 4 | zero |
+//! | 40 | 8 | redo: nonce of the next segment |
+//! | 48 | 16 | zero |
+//!
+//! Redo block (at a multiple of 512, padded with zeros to one):
+//!
+//! | OFFSET | SIZE | FIELD |
+//! |---|---|---|
+//! | 0 | 4 | magic `REDO` |
+//! | 4 | 4 | CRC-32 of bytes 8..64 and the payload |
+//! | 8 | 8 | LSN of the first byte of the payload |
+//! | 16 | 8 | stable LSN when the block was sealed |
+//! | 24 | 8 | nonce of the segment |
+//! | 32 | 8 | file offset of the block |
+//! | 40 | 4 | bytes of the payload |
+//! | 44 | 20 | zero |
+//! | 64 | . | payload |
+//!
+//! Image (at a multiple of 64, padded with zeros to one):
+//!
+//! | OFFSET | SIZE | FIELD |
+//! |---|---|---|
+//! | 0 | 4 | magic `IMG1` |
+//! | 4 | 4 | CRC-32 of bytes 8..64 and the payload |
+//! | 8 | 1 | kind: 1 leaf, 2 big value, 3 directory chunk, 4 directory root |
+//! | 9 | 1 | 1 = the payload is compressed with zstd |
+//! | 10 | 2 | zero |
+//! | 12 | 4 | tree |
+//! | 16 | 8 | file offset of the image |
+//! | 24 | 8 | nonce of the segment |
+//! | 32 | 4 | bytes of the payload as stored |
+//! | 36 | 4 | bytes of the payload when not compressed |
+//! | 40 | 24 | zero |
+//! | 64 | . | payload |
+
+use crate::base::{Lsn, RedoPosition};
+use crate::error::{Error, Result};
+
+/// Unit in which a medium may tear a write (S2).
+pub const SECTOR: usize = 512;
+/// Alignment of images; addresses count in it.
+pub const GRAIN: usize = 64;
+/// Where the first segment starts.
+pub const SEGMENTS_AT: u64 = 8192;
+/// Offsets of the two superblock slots; odd generations go to the first.
+pub const SLOTS_AT: [u64; 2] = [0, 4096];
+/// Offset of the second copy in a slot.
+pub const COPY_AT: u64 = 2048;
+/// Bytes of segment, block and image headers.
+pub const HEADER: usize = 64;
+/// First position in a new redo stream; 0 stands for "none".
+pub const FIRST_LSN: Lsn = Lsn(64);
+
+const MAGIC: &[u8; 8] = b"sledbwt\n";
+const VERSION: u32 = 1;
+const SEGMENT_MAGIC: u32 = u32::from_le_bytes(*b"SEG1");
+const BLOCK_MAGIC: u32 = u32::from_le_bytes(*b"REDO");
+const IMAGE_MAGIC: u32 = u32::from_le_bytes(*b"IMG1");
+/// Smallest and largest size of a segment, bytes.
+pub const SEGMENT_SIZES: std::ops::RangeInclusive<u32> = 4096..=(16 << 20);
+
+fn get32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+fn get64(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+fn put32(bytes: &mut [u8], at: usize, value: u32) {
+    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+}
+
+fn put64(bytes: &mut [u8], at: usize, value: u64) {
+    bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+}
+
+/// What a superblock says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Superblock {
+    /// One more at each checkpoint.
+    pub generation: u64,
+    /// Bytes of a segment.
+    pub segment: u32,
+    /// Whether images may be compressed.
+    pub compressed: bool,
+    /// File offset and stored bytes of the directory's root image; (0, 0) = none.
+    pub root: (u64, u64),
+    /// Nonce of the root's segment.
+    pub root_nonce: u64,
+    /// Where replay starts.
+    pub redo: RedoPosition,
+    /// The stream reached at least this far.
+    pub stable: Lsn,
+    /// Identifiers below may have been handed out.
+    pub id_floor: u64,
+}
+
+impl Superblock {
+    /// The sector to write.
+    pub fn encode(&self) -> [u8; SECTOR] {
+        let mut b = [0; SECTOR];
+        b[..8].copy_from_slice(MAGIC);
+        put32(&mut b, 8, VERSION);
+        put64(&mut b, 16, self.generation);
+        put32(&mut b, 24, self.segment);
+        put32(&mut b, 28, u32::from(self.compressed));
+        put64(&mut b, 32, self.root.0);
+        put64(&mut b, 40, self.root.1);
+        put64(&mut b, 48, self.root_nonce);
+        put64(&mut b, 56, self.redo.lsn.0);
+        put32(&mut b, 64, self.redo.segment);
+        put32(&mut b, 68, self.redo.offset);
+        put64(&mut b, 72, self.redo.nonce);
+        put64(&mut b, 80, self.stable.0);
+        put64(&mut b, 88, self.id_floor);
+        let crc = crc32fast::hash(&b[16..]);
+        put32(&mut b, 12, crc);
+        b
+    }
+
+    /// The offset of the slot to write.
+    pub fn slot(&self) -> u64 {
+        SLOTS_AT[(self.generation + 1) as usize % 2]
+    }
+
+    /// Reads one copy. `Ok(None)`: blank, or the checksum is wrong.
+    ///
+    /// # Errors
+    /// `Unsupported`: another version, or no file of ours.
+    pub fn decode(b: &[u8; SECTOR]) -> Result<Option<Superblock>> {
+        if &b[..8] != MAGIC {
+            let blank = b.iter().all(|byte| *byte == 0);
+            return if blank {
+                Ok(None)
+            } else {
+                Err(Error::Unsupported("not a database of this kind".into()))
+            };
+        }
+        if crc32fast::hash(&b[16..]) != get32(b, 12) {
+            return Ok(None);
+        }
+        if get32(b, 8) != VERSION {
+            return Err(Error::Unsupported(format!(
+                "format version {} (this build reads version {VERSION})",
+                get32(b, 8)
+            )));
+        }
+        let segment = get32(b, 24);
+        if !SEGMENT_SIZES.contains(&segment) || segment % 4096 != 0 || get32(b, 28) > 1 {
+            return Err(Error::Unsupported(format!("segments of {segment} bytes, flags {}", get32(b, 28))));
+        }
+        let redo = RedoPosition {
+            lsn: Lsn(get64(b, 56)),
+            segment: get32(b, 64),
+            offset: get32(b, 68),
+            nonce: get64(b, 72),
+        };
+        Ok(Some(Superblock {
+            generation: get64(b, 16),
+            segment,
+            compressed: get32(b, 28) & 1 == 1,
+            root: (get64(b, 32), get64(b, 40)),
+            root_nonce: get64(b, 48),
+            redo,
+            stable: Lsn(get64(b, 80)),
+            id_floor: get64(b, 88),
+        }))
+    }
+}
+
+/// What a segment is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum SegmentKind {
+    /// Redo blocks.
+    Redo = 1,
+    /// Images of leaves and of the directory.
+    Leaves = 2,
+    /// Images of big values.
+    Big = 3,
+}
+
+/// The header of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentHeader {
+    /// What it is used for.
+    pub kind: SegmentKind,
+    /// The redo stream starts here at a record.
+    pub fresh: bool,
+    /// Number of the segment.
+    pub number: u32,
+    /// Nonce of this use of the segment.
+    pub nonce: u64,
+    /// Redo: LSN of the first block; others: segments of the run.
+    pub first: u64,
+    /// Redo: number and nonce of the next segment.
+    pub next: (u32, u64),
+}
+
+impl SegmentHeader {
+    /// The bytes to write.
+    pub fn encode(&self) -> [u8; HEADER] {
+        let mut b = [0; HEADER];
+        put32(&mut b, 0, SEGMENT_MAGIC);
+        b[8] = self.kind as u8;
+        b[9] = u8::from(self.fresh);
+        put32(&mut b, 12, self.number);
+        put64(&mut b, 16, self.nonce);
+        put64(&mut b, 24, self.first);
+        put32(&mut b, 32, self.next.0);
+        put64(&mut b, 40, self.next.1);
+        let crc = crc32fast::hash(&b[8..]);
+        put32(&mut b, 4, crc);
+        b
+    }
+
+    /// The header in `b`, if there is a whole one of segment `number`.
+    pub fn decode(b: &[u8], number: u32) -> Option<SegmentHeader> {
+        if b.len() < HEADER || get32(b, 0) != SEGMENT_MAGIC || crc32fast::hash(&b[8..HEADER]) != get32(b, 4) {
+            return None;
+        }
+        let kind = match b[8] {
+            1 => SegmentKind::Redo,
+            2 => SegmentKind::Leaves,
+            3 => SegmentKind::Big,
+            _ => return None,
+        };
+        let header = SegmentHeader {
+            kind,
+            fresh: b[9] == 1,
+            number: get32(b, 12),
+            nonce: get64(b, 16),
+            first: get64(b, 24),
+            next: (get32(b, 32), get64(b, 40)),
+        };
+        (header.number == number).then_some(header)
+    }
+}
+
+/// The header of a redo block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockHeader {
+    /// Position of the first byte of the payload.
+    pub lsn: Lsn,
+    /// What was durable when the block was sealed.
+    pub stable: Lsn,
+    /// Nonce of the segment.
+    pub nonce: u64,
+    /// File offset of the block.
+    pub offset: u64,
+    /// Bytes of the payload.
+    pub len: u32,
+}
+
+/// Bytes that a block with `len` bytes of payload occupies.
+pub const fn block_bytes(len: usize) -> usize {
+    (HEADER + len).next_multiple_of(SECTOR)
+}
+
+impl BlockHeader {
+    /// Fills in the header in front of a payload: `block` is header and payload.
+    pub fn seal(&self, block: &mut [u8]) {
+        block[..HEADER].fill(0);
+        put32(block, 0, BLOCK_MAGIC);
+        put64(block, 8, self.lsn.0);
+        put64(block, 16, self.stable.0);
+        put64(block, 24, self.nonce);
+        put64(block, 32, self.offset);
+        put32(block, 40, self.len);
+        let crc = crc32fast::hash(&block[8..HEADER + self.len as usize]);
+        put32(block, 4, crc);
+    }
+
+    /// The whole block at the start of `b`, if one of this segment and place is there.
+    pub fn decode(b: &[u8], nonce: u64, offset: u64) -> Option<(BlockHeader, &[u8])> {
+        if b.len() < HEADER || get32(b, 0) != BLOCK_MAGIC {
+            return None;
+        }
+        let header = BlockHeader {
+            lsn: Lsn(get64(b, 8)),
+            stable: Lsn(get64(b, 16)),
+            nonce: get64(b, 24),
+            offset: get64(b, 32),
+            len: get32(b, 40),
+        };
+        let payload = b.get(HEADER..HEADER.checked_add(header.len as usize)?)?;
+        let whole = header.nonce == nonce
+            && header.offset == offset
+            && crc32fast::hash(&b[8..HEADER + payload.len()]) == get32(b, 4);
+        whole.then_some((header, payload))
+    }
+}
+
+/// What an image holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ImageKind {
+    /// A leaf.
+    Leaf = 1,
+    /// A big value behind its key.
+    Big = 2,
+    /// A part of the leaf directory.
+    Chunk = 3,
+    /// The list of the directory's parts.
+    Root = 4,
+}
+
+/// The header of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageHeader {
+    /// What it holds.
+    pub kind: ImageKind,
+    /// Whether the payload is compressed.
+    pub compressed: bool,
+    /// The tree it belongs to, 0 for the directory.
+    pub tree: u32,
+    /// File offset of the image.
+    pub offset: u64,
+    /// Nonce of the segment.
+    pub nonce: u64,
+    /// Bytes of the payload as stored.
+    pub stored: u32,
+    /// Bytes of the payload when not compressed.
+    pub raw: u32,
+}
+
+/// Bytes that an image with `stored` bytes of payload occupies.
+pub const fn image_bytes(stored: usize) -> usize {
+    (HEADER + stored).next_multiple_of(GRAIN)
+}
+
+impl ImageHeader {
+    /// Fills in the header in front of a payload: `image` starts with header and payload.
+    pub fn seal(&self, image: &mut [u8]) {
+        image[..HEADER].fill(0);
+        put32(image, 0, IMAGE_MAGIC);
+        image[8] = self.kind as u8;
+        image[9] = u8::from(self.compressed);
+        put32(image, 12, self.tree);
+        put64(image, 16, self.offset);
+        put64(image, 24, self.nonce);
+        put32(image, 32, self.stored);
+        put32(image, 36, self.raw);
+        let crc = crc32fast::hash(&image[8..HEADER + self.stored as usize]);
+        put32(image, 4, crc);
+    }
+
+    /// The header at the start of `b` if its fields can be those of an image; the checksum is not looked at.
+    pub fn peek(b: &[u8]) -> Option<ImageHeader> {
+        if b.len() < HEADER || get32(b, 0) != IMAGE_MAGIC || b[9] > 1 {
+            return None;
+        }
+        let kind = match b[8] {
+            1 => ImageKind::Leaf,
+            2 => ImageKind::Big,
+            3 => ImageKind::Chunk,
+            4 => ImageKind::Root,
+            _ => return None,
+        };
+        Some(ImageHeader {
+            kind,
+            compressed: b[9] == 1,
+            tree: get32(b, 12),
+            offset: get64(b, 16),
+            nonce: get64(b, 24),
+            stored: get32(b, 32),
+            raw: get32(b, 36),
+        })
+    }
+
+    /// The whole image at the start of `b`, if the one of this segment and place is there.
+    pub fn decode(b: &[u8], nonce: u64, offset: u64) -> Option<(ImageHeader, &[u8])> {
+        let header = Self::peek(b)?;
+        let payload = b.get(HEADER..HEADER.checked_add(header.stored as usize)?)?;
+        let whole = header.nonce == nonce
+            && header.offset == offset
+            && crc32fast::hash(&b[8..HEADER + payload.len()]) == get32(b, 4);
+        whole.then_some((header, payload))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Superblock {
+        Superblock {
+            generation: 7,
+            segment: 4096,
+            compressed: true,
+            root: (8256, 128),
+            root_nonce: 0x1122_3344_5566_7788,
+            redo: RedoPosition { lsn: Lsn(99), segment: 3, offset: 512, nonce: 5 },
+            stable: Lsn(1000),
+            id_floor: 42,
+        }
+    }
+
+    #[test]
+    fn superblock_has_the_documented_bytes() {
+        let b = sample().encode();
+        assert_eq!(&b[..12], b"sledbwt\n\x01\0\0\0");
+        assert_eq!(&b[16..32], &[7, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(&b[32..48], &[0x40, 0x20, 0, 0, 0, 0, 0, 0, 128, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(&b[48..56], &[0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]);
+        assert_eq!(&b[56..72], &[99, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 2, 0, 0]);
+        assert_eq!(&b[72..96], &[5, 0, 0, 0, 0, 0, 0, 0, 0xE8, 3, 0, 0, 0, 0, 0, 0, 42, 0, 0, 0, 0, 0, 0, 0]);
+        assert!(b[96..].iter().all(|byte| *byte == 0));
+        assert_eq!(Superblock::decode(&b).expect("ours"), Some(sample()));
+    }
+
+    #[test]
+    fn superblock_damage_and_strangers_are_told_apart() {
+        let good = sample().encode();
+        for at in 12..SECTOR {
+            let mut bad = good;
+            bad[at] ^= 4;
+            assert_eq!(Superblock::decode(&bad).expect("ours, damaged"), None, "byte {at}");
+        }
+        assert_eq!(Superblock::decode(&[0; SECTOR]).expect("blank"), None);
+        assert!(matches!(Superblock::decode(&[b'S'; SECTOR]), Err(Error::Unsupported(_))));
+        let mut newer = good;
+        newer[8] = 2;
+        assert!(matches!(Superblock::decode(&newer), Err(Error::Unsupported(_))));
+    }
+
+    #[test]
+    fn headers_have_the_documented_bytes_and_bind_their_place() {
+        let segment = SegmentHeader {
+            kind: SegmentKind::Redo,
+            fresh: true,
+            number: 6,
+            nonce: 9,
+            first: 77,
+            next: (8, 10),
+        };
+        let b = segment.encode();
+        assert_eq!(&b[..4], b"SEG1");
+        assert_eq!(&b[8..24], &[1, 1, 0, 0, 6, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(&b[24..48], &[77, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(SegmentHeader::decode(&b, 6), Some(segment));
+        assert_eq!(SegmentHeader::decode(&b, 7), None);
+
+        let block = BlockHeader { lsn: Lsn(64), stable: Lsn(3), nonce: 5, offset: 8704, len: 2 };
+        let mut b = vec![0; HEADER + 2];
+        b[HEADER..].copy_from_slice(b"hi");
+        block.seal(&mut b);
+        assert_eq!(&b[..4], b"REDO");
+        assert_eq!(&b[8..24], &[64, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(BlockHeader::decode(&b, 5, 8704), Some((block, &b"hi"[..])));
+        assert_eq!(BlockHeader::decode(&b, 6, 8704), None);
+        assert_eq!(BlockHeader::decode(&b, 5, 9216), None);
+        assert_eq!(BlockHeader::decode(&b[..65], 5, 8704), None);
+
+        let image = ImageHeader {
+            kind: ImageKind::Big,
+            compressed: false,
+            tree: 4,
+            offset: 8256,
+            nonce: 5,
+            stored: 3,
+            raw: 3,
+        };
+        let mut b = vec![0; image_bytes(3)];
+        b[HEADER..HEADER + 3].copy_from_slice(b"abc");
+        image.seal(&mut b);
+        assert_eq!(&b[..4], b"IMG1");
+        assert_eq!(&b[8..16], &[2, 0, 0, 0, 4, 0, 0, 0]);
+        assert_eq!(ImageHeader::decode(&b, 5, 8256), Some((image, &b"abc"[..])));
+        assert_eq!(ImageHeader::decode(&b, 5, 8320), None);
+        for at in 4..HEADER + 3 {
+            let mut bad = b.clone();
+            bad[at] ^= 1;
+            assert_eq!(ImageHeader::decode(&bad, 5, 8256), None, "byte {at}");
+        }
+    }
+}

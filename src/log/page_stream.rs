@@ -1,0 +1,283 @@
+//! Appends images to page segments and reads them back.
+//!
+//! # How it works
+//!
+//! Each kind of content has an open segment of its own, because what is written together should die together: leaves
+//! as they are paged out, leaves moved by the cleaner (which live longer), and big values. Images are
+//! packed at multiples of 64 bytes. An image that does not fit in one segment gets a run of its own.
+//!
+//! # Concurrency
+//!
+//! A place is claimed under a mutex; bytes are written outside of it. Nothing refers to an image before its write
+//! has returned, and nothing durable before a sync that came after it.
+
+use super::address::ImageAddr;
+use super::format::{HEADER, ImageHeader, ImageKind, SegmentHeader, SegmentKind, image_bytes};
+use super::segment::Segments;
+use crate::error::{Error, Result};
+use crate::storage::Storage;
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+/// Which open segment an image goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Leaves and the directory.
+    Leaves = 0,
+    /// Leaves that the cleaner moves.
+    Moved = 1,
+    /// Big values.
+    Big = 2,
+}
+
+impl Stream {
+    fn kind(self) -> SegmentKind {
+        match self {
+            Stream::Leaves | Stream::Moved => SegmentKind::Leaves,
+            Stream::Big => SegmentKind::Big,
+        }
+    }
+}
+
+/// An image to append.
+#[derive(Clone, Copy, Debug)]
+pub struct NewImage<'a> {
+    /// What it holds.
+    pub kind: ImageKind,
+    /// The tree it belongs to.
+    pub tree: u32,
+    /// The payload, in parts.
+    pub payload: [&'a [u8]; 2],
+    /// Bytes of the payload when not compressed, if `payload` is compressed.
+    pub raw: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    number: u32,
+    nonce: u64,
+    /// Where the next image goes in the segment.
+    offset: usize,
+}
+
+/// A claimed place.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    offset: u64,
+    nonce: u64,
+    number: u32,
+    /// The segment's header is still to be written in front: how many segments the run has.
+    starts_run: Option<u32>,
+}
+
+/// The page stream of one file.
+#[derive(Debug)]
+pub struct PageStream {
+    storage: Arc<dyn Storage>,
+    segments: Arc<Segments>,
+    open: [Mutex<Option<Open>>; 3],
+}
+
+impl PageStream {
+    /// A stream with no open segment.
+    pub fn new(storage: Arc<dyn Storage>, segments: Arc<Segments>) -> PageStream {
+        PageStream { storage, segments, open: Default::default() }
+    }
+
+    /// Claims `bytes`, a multiple of 64, in the open segment of `stream`, or in a new one.
+    fn claim(&self, stream: Stream, bytes: usize) -> Place {
+        let size = self.segments.size();
+        if HEADER + bytes > size {
+            let units = u32::try_from((HEADER + bytes).div_ceil(size)).expect("runs are counted in 32 bits");
+            let (number, nonce) = self.segments.open_page(stream.kind(), units);
+            self.segments.add(number, bytes as u64);
+            self.segments.seal(number);
+            let offset = self.segments.offset(number) + HEADER as u64;
+            return Place { offset, nonce, number, starts_run: Some(units) };
+        }
+        let mut slot = self.open[stream as usize].lock();
+        if let Some(full) = slot.filter(|open| open.offset + bytes > size) {
+            self.segments.seal(full.number);
+            *slot = None;
+        }
+        let fresh = slot.is_none();
+        let open = slot.get_or_insert_with(|| {
+            let (number, nonce) = self.segments.open_page(stream.kind(), 1);
+            Open { number, nonce, offset: HEADER }
+        });
+        let offset = self.segments.offset(open.number) + open.offset as u64;
+        open.offset += bytes;
+        self.segments.add(open.number, bytes as u64);
+        Place { offset, nonce: open.nonce, number: open.number, starts_run: fresh.then_some(1) }
+    }
+
+    /// Appends images and returns their addresses: offset and stored bytes.
+    ///
+    /// # Errors
+    /// What writing failed with; then none of them is live.
+    pub fn append(&self, stream: Stream, images: &[NewImage<'_>]) -> Result<Vec<ImageAddr>> {
+        let mut addresses: Vec<ImageAddr> = Vec::with_capacity(images.len());
+        let mut pending = Vec::new();
+        let mut pending_at = 0;
+        let mut result = Ok(());
+        for image in images {
+            let stored = image.payload[0].len() + image.payload[1].len();
+            let Ok(field) = u32::try_from(stored) else {
+                result = Err(Error::Unsupported(format!("an image of {stored} bytes")));
+                break;
+            };
+            let bytes = image_bytes(stored);
+            let place = self.claim(stream, bytes);
+            addresses.push(ImageAddr::new(place.offset, bytes as u64));
+            let contiguous = pending_at + pending.len() as u64 == place.offset && place.starts_run.is_none();
+            if !contiguous {
+                result = self.write(pending_at, &mut pending);
+                pending_at = place.offset;
+                if let Some(units) = place.starts_run {
+                    pending_at -= HEADER as u64;
+                    pending.extend_from_slice(&self.header(stream, place, units));
+                }
+            }
+            let start = pending.len();
+            pending.resize(start + HEADER, 0);
+            image.payload.iter().for_each(|part| pending.extend_from_slice(part));
+            let header = ImageHeader {
+                kind: image.kind,
+                compressed: image.raw.is_some(),
+                tree: image.tree,
+                offset: place.offset,
+                nonce: place.nonce,
+                stored: field,
+                raw: image.raw.unwrap_or(field),
+            };
+            header.seal(&mut pending[start..]);
+            pending.resize(start + bytes, 0);
+            if result.is_err() {
+                break;
+            }
+        }
+        match result.and_then(|()| self.write(pending_at, &mut pending)) {
+            Ok(()) => Ok(addresses),
+            Err(error) => {
+                addresses.iter().for_each(|address| self.kill(*address));
+                Err(error)
+            }
+        }
+    }
+
+    fn header(&self, stream: Stream, place: Place, units: u32) -> [u8; HEADER] {
+        let header = SegmentHeader {
+            kind: stream.kind(),
+            fresh: false,
+            number: place.number,
+            nonce: place.nonce,
+            first: u64::from(units),
+            next: (0, 0),
+        };
+        header.encode()
+    }
+
+    fn write(&self, at: u64, pending: &mut Vec<u8>) -> Result<()> {
+        if !pending.is_empty() {
+            self.storage.write_at(at, pending)?;
+            pending.clear();
+        }
+        Ok(())
+    }
+
+    /// The image at an address is not referred to any more.
+    pub fn kill(&self, address: ImageAddr) {
+        self.segments.kill(address.offset(), address.bytes());
+    }
+
+    /// Reads the payload of the image at an address.
+    ///
+    /// # Errors
+    /// `Corruption` when the image is not there whole; what reading failed with.
+    pub fn read(&self, address: ImageAddr, kind: ImageKind) -> Result<(ImageHeader, Vec<u8>)> {
+        let (header, bytes) = self.read_raw(address)?;
+        if header.kind != kind {
+            return Err(damaged(address, "image of another kind"));
+        }
+        let payload = self.payload(address, &header, &bytes)?;
+        Ok((header, payload))
+    }
+
+    /// The payload of an image as it was read with [`Self::read_raw`].
+    ///
+    /// # Errors
+    /// `Corruption` when it cannot be decompressed.
+    pub fn payload(&self, address: ImageAddr, header: &ImageHeader, raw: &[u8]) -> Result<Vec<u8>> {
+        let stored = &raw[HEADER..][..header.stored as usize];
+        if !header.compressed {
+            return Ok(stored.to_vec());
+        }
+        super::compression::decompress(stored, header.raw)
+            .ok_or_else(|| damaged(address, "image that cannot be decompressed"))
+    }
+
+    /// Reads an image as it is stored, header included.
+    ///
+    /// # Errors
+    /// As for [`Self::read`].
+    pub fn read_raw(&self, address: ImageAddr) -> Result<(ImageHeader, Vec<u8>)> {
+        let Some(nonce) = self.segments.nonce(address.offset()) else {
+            return Err(damaged(address, "image address outside the page segments"));
+        };
+        let len = usize::try_from(address.bytes()).map_err(|_| damaged(address, "image too long"))?;
+        let mut bytes = vec![0; len];
+        if let Err(e) = self.storage.read_at(address.offset(), &mut bytes) {
+            let past_end = e.kind() == std::io::ErrorKind::UnexpectedEof;
+            return Err(if past_end { damaged(address, "image past the end of the file") } else { e.into() });
+        }
+        match ImageHeader::decode(&bytes, nonce, address.offset()) {
+            Some((header, payload)) if image_bytes(payload.len()) == len => Ok((header, bytes)),
+            _ => Err(damaged(address, "damaged image")),
+        }
+    }
+
+    /// Appends an image as it was read with [`Self::read_raw`].
+    ///
+    /// # Errors
+    /// What writing failed with.
+    pub fn append_raw(&self, stream: Stream, header: &ImageHeader, raw: &[u8]) -> Result<ImageAddr> {
+        let image = NewImage {
+            kind: header.kind,
+            tree: header.tree,
+            payload: [&raw[HEADER..HEADER + header.stored as usize], &[]],
+            raw: header.compressed.then_some(header.raw),
+        };
+        Ok(self.append(stream, &[image])?[0])
+    }
+
+    /// Addresses, kinds and trees of the images in a sealed segment, by their headers.
+    ///
+    /// # Errors
+    /// What reading failed with.
+    pub fn scan_segment(&self, number: u32, nonce: u64, used: u64) -> Result<Vec<(ImageAddr, ImageHeader)>> {
+        let base = self.segments.offset(number);
+        let len = (used as usize).min(self.segments.size());
+        let mut bytes = vec![0; len];
+        self.storage.read_at(base, &mut bytes)?;
+        let mut found = Vec::new();
+        let mut at = HEADER;
+        while at + HEADER <= len {
+            let offset = base + at as u64;
+            match ImageHeader::peek(&bytes[at..]).filter(|h| h.nonce == nonce && h.offset == offset) {
+                Some(header) => {
+                    let bytes = image_bytes(header.stored as usize);
+                    found.push((ImageAddr::new(offset, bytes as u64), header));
+                    at += bytes;
+                }
+                // A write that failed left a gap.
+                None => at += super::format::GRAIN,
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn damaged(address: ImageAddr, what: &str) -> Error {
+    log::error!("{what} at file offset {}, {} bytes", address.offset(), address.bytes());
+    Error::corruption_at(address.offset())
+}

@@ -1,0 +1,166 @@
+//! Reads the redo stream back: follows the chain, tells a torn tail from damage.
+//!
+//! # How it works
+//!
+//! From the redo position on, blocks are read until one is not whole. If the next segment of the chain starts at
+//! exactly that LSN, the stream goes on there (the segment was full, or an earlier recovery ended it). Otherwise the
+//! stream ends, and the question is whether it should. Every block says what was durable when it was sealed, and
+//! so does the superblock: if any whole block further on in this segment or in the chain, or the
+//! superblock, knows of a stable LSN past the end, then a durable block is damaged and opening fails. If none does,
+//! nothing that was acknowledged is missing: a torn tail. A record that refers to an image which is not there
+//! ends the stream in the same way.
+
+use super::format::{BlockHeader, SECTOR, SegmentHeader, SegmentKind};
+use super::record::Records;
+use super::segment::Segments;
+use crate::base::{Lsn, RedoPosition};
+use crate::error::{Error, Result};
+use crate::storage::Storage;
+use std::collections::BTreeSet;
+
+/// Where the stream ended.
+#[derive(Debug)]
+pub struct ScannedRedo {
+    /// LSN behind the last whole block.
+    pub end: Lsn,
+    /// Segments of the stream and the LSN at which each ends.
+    pub chain: Vec<(u32, Lsn)>,
+    /// The header of the last one.
+    pub last: SegmentHeader,
+    /// Offset in the last segment at which the stream may go on; `None` = only in a new segment, as
+    /// something else is there.
+    pub resume: Option<u32>,
+}
+
+struct Scan<'a> {
+    storage: &'a dyn Storage,
+    segments: &'a Segments,
+    file_len: u64,
+}
+
+impl Scan<'_> {
+    /// The bytes of a segment, as far as the file goes, and its header if it is the redo segment of that nonce.
+    fn load(&self, (number, nonce): (u32, u64)) -> Result<Option<(SegmentHeader, Vec<u8>)>> {
+        let offset = self.segments.offset(number);
+        let Some(len) = self.file_len.checked_sub(offset).filter(|len| *len >= SECTOR as u64) else {
+            return Ok(None);
+        };
+        let mut bytes = vec![0; (len as usize).min(self.segments.size())];
+        self.storage.read_at(offset, &mut bytes)?;
+        let header = SegmentHeader::decode(&bytes, number);
+        Ok(header.filter(|h| h.kind == SegmentKind::Redo && h.nonce == nonce).map(|h| (h, bytes)))
+    }
+
+    /// Takes the segments of the chain, so that replay, which may page out, writes to none of them.
+    fn adopt_chain(&self, first: SegmentHeader) -> Result<Vec<u32>> {
+        let mut adopted = Vec::new();
+        let mut header = first;
+        while self.segments.adopt_redo(header.number) {
+            adopted.push(header.number);
+            let mut sector = [0; SECTOR];
+            let offset = self.segments.offset(header.next.0);
+            if offset + SECTOR as u64 > self.file_len {
+                break;
+            }
+            self.storage.read_at(offset, &mut sector)?;
+            match SegmentHeader::decode(&sector, header.next.0) {
+                Some(next) if next.kind == SegmentKind::Redo && next.nonce == header.next.1 => header = next,
+                _ => break,
+            }
+        }
+        Ok(adopted)
+    }
+
+    /// The largest stable LSN that a whole block at or past `from` knows of.
+    fn latest_stable(&self, number: u32, nonce: u64, bytes: &[u8], from: usize) -> Option<Lsn> {
+        let base = self.segments.offset(number);
+        let block = |at: usize| BlockHeader::decode(&bytes[at..], nonce, base + at as u64);
+        (from..bytes.len()).step_by(SECTOR).filter_map(block).map(|(header, _)| header.stable).max()
+    }
+}
+
+/// Reads the stream from `position` and calls `each` with position, kind and body of every record.
+///
+/// # Errors
+/// `Corruption` when a block that was durable is damaged; what reading or `each` failed with.
+pub fn scan(
+    storage: &dyn Storage,
+    segments: &Segments,
+    position: RedoPosition,
+    stable: Lsn,
+    each: &mut dyn FnMut(Lsn, u8, &[u8]) -> Result<bool>,
+) -> Result<ScannedRedo> {
+    let scan = Scan { storage, segments, file_len: storage.len()? };
+    let mut records = Records::default();
+    let mut chain = Vec::new();
+    let mut seen = BTreeSet::from([position.segment]);
+    let damaged = |offset: u64, what: &str| {
+        log::error!("{what} at file offset {offset}");
+        Err(Error::corruption_at(offset))
+    };
+    let start = segments.offset(position.segment);
+    let Some((mut header, mut bytes)) = scan.load((position.segment, position.nonce))? else {
+        return damaged(start, "no redo segment where the checkpoint says one is");
+    };
+    let adopted = scan.adopt_chain(header)?;
+    if adopted.is_empty() {
+        return damaged(start, "the redo stream starts in a segment that holds images");
+    }
+    let mut at = position.offset as usize;
+    let mut lsn = position.lsn;
+    if !at.is_multiple_of(SECTOR) || at < SECTOR {
+        return damaged(start, "impossible redo position");
+    }
+    let mut cut;
+    loop {
+        let base = segments.offset(header.number);
+        cut = None;
+        while let Some((block, payload)) =
+            bytes.get(at..).and_then(|b| BlockHeader::decode(b, header.nonce, base + at as u64))
+        {
+            if block.lsn != lsn || payload.is_empty() {
+                break;
+            }
+            cut = records.feed(lsn, payload, each)?;
+            lsn = cut.unwrap_or(lsn.plus(payload.len() as u64));
+            if cut.is_some() {
+                break;
+            }
+            at += super::format::block_bytes(payload.len());
+        }
+        chain.push((header.number, lsn));
+        let next = if seen.insert(header.next.0) { scan.load(header.next)? } else { None };
+        let Some((next_header, next_bytes)) = next else { break };
+        if next_header.first != lsn.0 {
+            break;
+        }
+        if next_header.fresh {
+            records.restart();
+        }
+        (header, bytes, at) = (next_header, next_bytes, SECTOR);
+    }
+    // What is left of this segment and of the chain behind it was written after the end, if it is whole.
+    let rest = scan.latest_stable(header.number, header.nonce, &bytes, at.min(bytes.len()));
+    let mut known = rest.max(Some(stable));
+    let mut later = header.next;
+    let mut clean = rest.is_none() && cut.is_none();
+    while let Some((next, bytes)) = scan.load(later)? {
+        clean = false;
+        known = known.max(scan.latest_stable(next.number, next.nonce, &bytes, SECTOR));
+        later = next.next;
+        if !seen.insert(later.0) {
+            break;
+        }
+    }
+    if known.is_some_and(|known| known > lsn) {
+        let offset = segments.offset(header.number) + at as u64;
+        return damaged(offset, "damaged redo block, known to have been durable,");
+    }
+    for number in adopted {
+        if chain.iter().all(|(used, _)| *used != number) {
+            segments.abandon_redo(number);
+        }
+    }
+    let resume = (clean && !records.is_partial()).then_some(at as u32);
+    Ok(ScannedRedo { end: lsn, chain, last: header, resume })
+}

@@ -1,0 +1,176 @@
+//! Writes sealed buffers to redo segments, block by block, and follows the chain of segments.
+//!
+//! # How it works
+//!
+//! A redo segment's header names the segment that comes next and its nonce, chosen before there is anything in
+//! it; recovery follows this chain and never searches. When a segment is opened for little (somebody flushes
+//! often) and has no blocks on the medium, it is filled with zeros first, so that the syncs to come have no
+//! metadata to commit.
+//!
+//! # Concurrency
+//!
+//! One writer, behind the lock of [`super::Log`]. A write that failed leaves it where it was: the next attempt writes
+//! the same block to the same place.
+
+use super::format::{BlockHeader, HEADER, SECTOR, SegmentHeader, SegmentKind, block_bytes};
+use super::redo_scan::ScannedRedo;
+use super::segment::Segments;
+use crate::base::{Lsn, RedoPosition};
+use crate::error::Result;
+use crate::storage::Storage;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// A redo segment that was left behind.
+#[derive(Clone, Copy, Debug)]
+struct Full {
+    number: u32,
+    /// Where its last block ends.
+    end: Lsn,
+}
+
+/// The place where the next block goes.
+#[derive(Debug)]
+pub struct RedoWriter {
+    storage: Arc<dyn Storage>,
+    segments: Arc<Segments>,
+    /// Number and nonce of the open segment.
+    open: (u32, u64),
+    /// Where its next block goes; 0 = its header is not written yet.
+    offset: usize,
+    /// LSN of the next block.
+    lsn: Lsn,
+    next: (u32, u64),
+    /// The open segment starts at a record, whatever came before.
+    fresh: bool,
+    /// The last segment of the recovered chain, which is to name the open one.
+    link: Option<SegmentHeader>,
+    full: VecDeque<Full>,
+    /// Scratch for one block.
+    block: Vec<u8>,
+    /// Blocks written. Statistic.
+    blocks: u64,
+}
+
+impl RedoWriter {
+    /// A writer for a new file: the stream starts at `lsn` in the segment `open`.
+    pub fn new(storage: Arc<dyn Storage>, segments: Arc<Segments>, open: (u32, u64), lsn: Lsn) -> RedoWriter {
+        let next = segments.open_redo();
+        let (full, block) = (VecDeque::new(), Vec::new());
+        let (offset, fresh, link, blocks) = (0, true, None, 0);
+        RedoWriter { storage, segments, open, offset, lsn, next, fresh, link, full, block, blocks }
+    }
+
+    /// A writer that goes on where a recovered stream ended.
+    pub fn resume(storage: Arc<dyn Storage>, segments: Arc<Segments>, found: &ScannedRedo) -> RedoWriter {
+        let mut writer = RedoWriter::new(storage, segments, (0, 0), found.end);
+        let full = found.chain.iter().map(|(number, end)| Full { number: *number, end: *end });
+        writer.full = full.collect();
+        match found.resume {
+            Some(offset) if writer.segments.adopt_redo(found.last.next.0) => {
+                writer.segments.abandon_redo(writer.next.0);
+                writer.full.pop_back();
+                (writer.open, writer.next) = ((found.last.number, found.last.nonce), found.last.next);
+                (writer.offset, writer.fresh) = (offset as usize, false);
+            }
+            _ => {
+                writer.open = std::mem::replace(&mut writer.next, writer.segments.open_redo());
+                writer.link = Some(found.last);
+            }
+        }
+        writer
+    }
+
+    /// Where the stream is on the medium.
+    pub fn position(&self) -> RedoPosition {
+        let offset = u32::try_from(self.offset.max(SECTOR)).expect("segments are smaller than 4 GiB");
+        RedoPosition { lsn: self.lsn, segment: self.open.0, offset, nonce: self.open.1 }
+    }
+
+    /// LSN of the next block.
+    pub fn lsn(&self) -> Lsn {
+        self.lsn
+    }
+
+    /// Blocks written.
+    pub fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
+    /// Writes the header of the open segment if it is not there; `pending` bytes are about to follow.
+    pub fn start_segment(&mut self, pending: usize) -> Result<()> {
+        if self.offset > 0 {
+            return Ok(());
+        }
+        let (number, nonce) = self.open;
+        let header = SegmentHeader {
+            kind: SegmentKind::Redo,
+            fresh: self.fresh,
+            number,
+            nonce,
+            first: self.lsn.0,
+            next: self.next,
+        };
+        let size = self.segments.size();
+        let fill = pending < size / 4 && !self.segments.recycled(number);
+        let mut first = vec![0; if fill { size } else { SECTOR }];
+        first[..HEADER].copy_from_slice(&header.encode());
+        self.storage.write_at(self.segments.offset(number), &first)?;
+        if let Some(link) = &self.link {
+            // One sector, so it is torn whole or not at all (S2); the old name it replaces led nowhere.
+            let mut sector = [0; SECTOR];
+            sector[..HEADER].copy_from_slice(&SegmentHeader { next: self.open, ..*link }.encode());
+            self.storage.write_at(self.segments.offset(link.number), &sector)?;
+            self.link = None;
+        }
+        self.offset = SECTOR;
+        Ok(())
+    }
+
+    /// Writes what is left of `bytes`, which start at `base` in the stream.
+    ///
+    /// # Errors
+    /// What writing failed with; calling again with the same bytes goes on where this stopped.
+    pub fn write(&mut self, base: Lsn, bytes: &[u8], stable: Lsn) -> Result<()> {
+        let size = self.segments.size();
+        loop {
+            let rest = &bytes[(self.lsn.0 - base.0) as usize..];
+            if rest.is_empty() {
+                return Ok(());
+            }
+            if self.offset + SECTOR > size {
+                self.full.push_back(Full { number: self.open.0, end: self.lsn });
+                self.open = std::mem::replace(&mut self.next, self.segments.open_redo());
+                (self.offset, self.fresh) = (0, false);
+            }
+            self.start_segment(rest.len())?;
+            let payload = &rest[..rest.len().min(size - self.offset - HEADER)];
+            let offset = self.segments.offset(self.open.0) + self.offset as u64;
+            self.block.clear();
+            self.block.resize(HEADER, 0);
+            self.block.extend_from_slice(payload);
+            let len = payload.len() as u32;
+            BlockHeader { lsn: self.lsn, stable, nonce: self.open.1, offset, len }.seal(&mut self.block);
+            self.block.resize(block_bytes(payload.len()), 0);
+            self.storage.write_at(offset, &self.block)?;
+            self.offset += self.block.len();
+            self.lsn = self.lsn.plus(payload.len() as u64);
+            self.blocks += 1;
+        }
+    }
+
+    /// Redo segments that end at or before `lsn`; they are the caller's to drain.
+    pub fn take_before(&mut self, lsn: Lsn) -> Vec<u32> {
+        let mut gone = Vec::new();
+        while let Some(full) = self.full.front().filter(|full| full.end <= lsn) {
+            gone.push(full.number);
+            self.full.pop_front();
+        }
+        gone
+    }
+
+    /// Segments that hold or are to hold the stream.
+    pub fn segments(&self) -> usize {
+        self.full.len() + 2
+    }
+}

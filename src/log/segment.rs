@@ -1,0 +1,517 @@
+//! Which segment is used for what, and how many of its bytes are live.
+//!
+//! # States
+//!
+//! ```text
+//! free --redo/page--> open --seal--> sealed --drain--> draining --release--> free --give_back--> (no blocks)
+//!                                      (live = 0 when a checkpoint that is now durable began)
+//! ```
+//!
+//! # Invariants
+//!
+//! - L1: a segment is written only while it is open, and opened anew only after a checkpoint that refers to none of
+//!   its bytes is durable and every guard that could have read an address in it has ended.
+//! - L2: `live` of a segment is never below the bytes that the durable directory and the redo tail refer to. It
+//!   may be above for big values after a crash; cleaning a segment finds out.
+//!
+//! # Concurrency
+//!
+//! One mutex, held for a few instructions, but for `give_back`, which resizes the file under it.
+
+use super::format::{HEADER, SECTOR, SEGMENTS_AT, SegmentKind};
+use crate::base::Nonces;
+use crate::error::Result;
+use crate::storage::Storage;
+use parking_lot::{Mutex, MutexGuard};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How many segments behind the end of the file the next redo segment may have been chosen.
+const FAR: usize = 1 << 16;
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// `written`: has blocks on the medium. `asked`: the medium was asked to take them back and would not.
+    Free {
+        written: bool,
+        asked: bool,
+    },
+    Redo {
+        written: bool,
+    },
+    /// The head of a run of `units` segments.
+    Page(Page),
+    /// In a run, not its head.
+    Tail,
+    Draining {
+        nonce: u64,
+        units: u32,
+    },
+}
+
+/// A run of segments that holds images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// What the images are.
+    pub kind: SegmentKind,
+    /// Nonce bound into the images.
+    pub nonce: u64,
+    /// Segments of the run.
+    pub units: u32,
+    /// Bytes appended, headers included.
+    pub used: u64,
+    /// Bytes of images that are referred to.
+    pub live: u64,
+    /// Nothing will be appended.
+    pub sealed: bool,
+    /// The cleaner moved everything out that pages refer to; the old directory may refer to some of it still.
+    pub emptied: bool,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    states: Vec<State>,
+    free: BTreeSet<u32>,
+    /// Deaths of big values while a checkpoint lists pages, (head, bytes); `None` = no checkpoint does.
+    deferred: Option<Vec<(u32, u64)>>,
+}
+
+/// The segments of one file.
+#[derive(Debug)]
+pub struct Segments {
+    size: u32,
+    nonces: Nonces,
+    inner: Mutex<Inner>,
+    /// Bytes of images appended since open. Any thread, by atomic add.
+    appended: AtomicU64,
+}
+
+/// Bytes of the file by use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of live images.
+    pub live: u64,
+    /// Bytes appended to runs that hold images.
+    pub used: u64,
+    /// Bytes of runs in which nothing is live, to be freed by the next checkpoint.
+    pub dead: u64,
+    /// Segments that are not free.
+    pub segments: u64,
+}
+
+impl Segments {
+    /// All segments of a file, none of them in use.
+    pub fn new(size: u32) -> Segments {
+        Segments { size, nonces: Nonces::default(), inner: Mutex::default(), appended: AtomicU64::new(0) }
+    }
+
+    /// Bytes of a segment.
+    pub fn size(&self) -> usize {
+        self.size as usize
+    }
+
+    /// File offset of a segment.
+    pub fn offset(&self, number: u32) -> u64 {
+        SEGMENTS_AT + u64::from(number) * u64::from(self.size)
+    }
+
+    /// Number of the segment that has a file offset, if one can.
+    pub fn number(&self, offset: u64) -> Option<u32> {
+        u32::try_from(offset.checked_sub(SEGMENTS_AT)? / u64::from(self.size)).ok()
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock()
+    }
+
+    /// Takes `units` neighbouring free segments, growing the file when there are none; whether the first has blocks.
+    fn take(inner: &mut Inner, units: u32) -> (u32, bool) {
+        let mut run = (0, 0);
+        let mut found = None;
+        for number in &inner.free {
+            run = if run.0 + run.1 == *number && run.1 > 0 { (run.0, run.1 + 1) } else { (*number, 1) };
+            if run.1 == units {
+                found = Some(run.0);
+                break;
+            }
+        }
+        let first = found.unwrap_or_else(|| {
+            // Free segments at the very end are the start of the run.
+            let end = u32::try_from(inner.states.len()).expect("segments are counted in 32 bits");
+            let mut first = end;
+            while first > 0 && end - first < units && inner.free.contains(&(first - 1)) {
+                first -= 1;
+            }
+            first
+        });
+        let mut written = false;
+        for number in first..first + units {
+            inner.free.remove(&number);
+            let at = number as usize;
+            if at >= inner.states.len() {
+                inner.states.push(State::Tail);
+            }
+            if let State::Free { written: true, .. } = inner.states[at] {
+                written |= number == first;
+            }
+            inner.states[at] = State::Tail;
+        }
+        (first, written)
+    }
+
+    /// Takes a segment for the redo stream: its number and a nonce.
+    pub fn open_redo(&self) -> (u32, u64) {
+        let mut inner = self.inner();
+        let (number, written) = Self::take(&mut inner, 1);
+        inner.states[number as usize] = State::Redo { written };
+        (number, self.nonces.next())
+    }
+
+    /// Whether a redo segment has blocks on the medium already, so that a sync has no metadata to commit.
+    pub fn recycled(&self, number: u32) -> bool {
+        matches!(self.inner().states[number as usize], State::Redo { written: true })
+    }
+
+    /// Takes a run of segments for images: number of its head and a nonce.
+    pub fn open_page(&self, kind: SegmentKind, units: u32) -> (u32, u64) {
+        let nonce = self.nonces.next();
+        let mut inner = self.inner();
+        let (number, _) = Self::take(&mut inner, units);
+        let page = Page { kind, nonce, units, used: HEADER as u64, live: 0, sealed: false, emptied: false };
+        inner.states[number as usize] = State::Page(page);
+        (number, nonce)
+    }
+
+    fn page(inner: &mut Inner, number: u32) -> &mut Page {
+        match &mut inner.states[number as usize] {
+            State::Page(page) => page,
+            other => panic!("L1: segment {number} holds images, but is {other:?}"),
+        }
+    }
+
+    /// Notes that an image of `bytes` was appended to the run of `number`, and is live.
+    pub fn add(&self, number: u32, bytes: u64) {
+        // Relaxed: statistic.
+        self.appended.fetch_add(bytes, Ordering::Relaxed);
+        let mut inner = self.inner();
+        let page = Self::page(&mut inner, number);
+        page.used += bytes;
+        page.live += bytes;
+    }
+
+    /// Bytes of images appended since open.
+    pub fn appended(&self) -> u64 {
+        // Relaxed: statistic.
+        self.appended.load(Ordering::Relaxed)
+    }
+
+    /// Recovery: notes that an image is live; `false`: the place is not in a run of that kind.
+    pub fn revive(&self, offset: u64, bytes: u64, kind: SegmentKind) -> bool {
+        let Some(number) = self.number(offset) else { return false };
+        let mut inner = self.inner();
+        match inner.states.get_mut(number as usize) {
+            Some(State::Page(page)) if page.kind == kind => {
+                page.live += bytes;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Notes that an image is not referred to any more.
+    pub fn kill(&self, offset: u64, bytes: u64) {
+        let number = self.number(offset).expect("an image lies in a segment");
+        let mut inner = self.inner();
+        let big = Self::page(&mut inner, number).kind == SegmentKind::Big;
+        if big && let Some(deferred) = &mut inner.deferred {
+            deferred.push((number, bytes));
+            return;
+        }
+        Self::bury(&mut inner, number, bytes);
+    }
+
+    /// As [`Self::kill`], for a big value that replay from the checkpoint being made does not meet.
+    pub fn kill_listed(&self, offset: u64, bytes: u64) {
+        let number = self.number(offset).expect("an image lies in a segment");
+        Self::bury(&mut self.inner(), number, bytes);
+    }
+
+    fn bury(inner: &mut Inner, number: u32, bytes: u64) {
+        let page = Self::page(inner, number);
+        debug_assert!(page.live >= bytes || page.emptied, "L2: {bytes} bytes died of {}", page.live);
+        page.live = page.live.saturating_sub(bytes);
+    }
+
+    /// Nothing more will be appended to the run.
+    pub fn seal(&self, number: u32) {
+        Self::page(&mut self.inner(), number).sealed = true;
+    }
+
+    /// Nonce of the run that has the file offset.
+    pub fn nonce(&self, offset: u64) -> Option<u64> {
+        let number = self.number(offset)?;
+        match self.inner().states.get(number as usize)? {
+            State::Page(page) => Some(page.nonce),
+            State::Draining { nonce, .. } => Some(*nonce),
+            _ => None,
+        }
+    }
+
+    /// A checkpoint begins: heads of the sealed runs without live bytes, to be drained when it is durable.
+    /// From now on deaths of big values are put off until [`Self::listed`].
+    pub fn begin_checkpoint(&self) -> Vec<u32> {
+        let mut inner = self.inner();
+        // A checkpoint that failed may have left some.
+        for (number, bytes) in inner.deferred.replace(Vec::new()).unwrap_or_default() {
+            Self::bury(&mut inner, number, bytes);
+        }
+        let dead = |(_, s): &(u32, &State)| matches!(s, State::Page(p) if p.sealed && p.live == 0);
+        (0..).zip(&inner.states).filter(dead).map(|(number, _)| number).collect()
+    }
+
+    /// All runs that hold images, for the directory; ends the putting off of deaths.
+    pub fn listed(&self) -> Vec<(u32, Page)> {
+        let mut inner = self.inner();
+        let list = |(number, state): (u32, &State)| match state {
+            State::Page(page) => Some((number, *page)),
+            _ => None,
+        };
+        let pages = (0..).zip(&inner.states).filter_map(list).collect();
+        for (number, bytes) in inner.deferred.take().unwrap_or_default() {
+            Self::bury(&mut inner, number, bytes);
+        }
+        pages
+    }
+
+    /// The checkpoint is durable: nothing refers to these any more, but for readers that still have an address.
+    pub fn drain(&self, numbers: &[u32]) {
+        let mut inner = self.inner();
+        for number in numbers {
+            let state = &mut inner.states[*number as usize];
+            *state = match *state {
+                State::Page(page) => State::Draining { nonce: page.nonce, units: page.units },
+                State::Redo { .. } => State::Draining { nonce: 0, units: 1 },
+                other => panic!("L1: segment {number} is drained, but is {other:?}"),
+            };
+        }
+    }
+
+    /// Nobody can have an address in these any more.
+    pub fn release(&self, numbers: &[u32]) {
+        let mut inner = self.inner();
+        for number in numbers {
+            let State::Draining { units, .. } = inner.states[*number as usize] else {
+                panic!("L1: segment {number} is released before it is drained");
+            };
+            for unit in *number..*number + units {
+                inner.states[unit as usize] = State::Free { written: true, asked: false };
+                inner.free.insert(unit);
+            }
+        }
+    }
+
+    /// Gives the blocks of free segments back to the medium, but for `keep` that are to be reused soon.
+    ///
+    /// # Errors
+    /// What cutting the file or punching holes failed with.
+    pub fn give_back(&self, storage: &dyn Storage, keep: usize) -> Result<()> {
+        let mut inner = self.inner();
+        let inner = &mut *inner;
+        let kept: BTreeSet<u32> = {
+            let written = |n: &&u32| matches!(inner.states[**n as usize], State::Free { written: true, .. });
+            inner.free.iter().filter(written).take(keep).copied().collect()
+        };
+        let mut end = inner.states.len();
+        while end > 0
+            && matches!(inner.states[end - 1], State::Free { .. })
+            && !kept.contains(&((end - 1) as u32))
+        {
+            end -= 1;
+        }
+        if end < inner.states.len() {
+            let len = SEGMENTS_AT + end as u64 * u64::from(self.size);
+            if storage.len()? > len {
+                storage.set_len(len)?;
+            }
+            inner.states.truncate(end);
+            inner.free.split_off(&(end as u32));
+        }
+        let to_punch: Vec<u32> = inner.free.iter().filter(|n| !kept.contains(n)).copied().collect();
+        for number in to_punch {
+            let State::Free { written: true, asked: false } = inner.states[number as usize] else { continue };
+            let done = storage.punch_hole(self.offset(number), u64::from(self.size))?;
+            inner.states[number as usize] = State::Free { written: !done, asked: true };
+        }
+        Ok(())
+    }
+
+    /// Sealed runs of one segment, the sparsest first, in which less than `below` of the used bytes is live.
+    pub fn sparse(&self, below: f64) -> Vec<(u32, Page)> {
+        let inner = self.inner();
+        let ratio = |page: &Page| page.live as f64 / page.used.max(1) as f64;
+        let candidate = |(number, state): (u32, &State)| match state {
+            State::Page(p) if p.sealed && p.units == 1 && p.live > 0 && ratio(p) < below => {
+                Some((number, *p))
+            }
+            _ => None,
+        };
+        let mut found: Vec<(u32, Page)> = (0..).zip(&inner.states).filter_map(candidate).collect();
+        found.sort_by(|(_, a), (_, b)| ratio(a).total_cmp(&ratio(b)));
+        found
+    }
+
+    /// Everything live was moved out of the run: what is left of its count is from before a crash (L2).
+    pub fn emptied(&self, number: u32) {
+        let mut inner = self.inner();
+        let page = Self::page(&mut inner, number);
+        (page.live, page.emptied) = (0, true);
+    }
+
+    /// How the bytes of the file are used.
+    pub fn usage(&self) -> Usage {
+        let inner = self.inner();
+        let mut usage =
+            Usage { segments: (inner.states.len() - inner.free.len()) as u64, ..Usage::default() };
+        for state in &inner.states {
+            if let State::Page(page) = state {
+                usage.used += page.used;
+                usage.live += page.live;
+                if page.live == 0 && page.sealed {
+                    usage.dead += page.used;
+                }
+            }
+        }
+        usage
+    }
+
+    /// Recovery: the run at `number` holds images. `false`: it overlaps another or lies past `end`.
+    pub fn adopt_page(&self, number: u32, page: Page, end: u32) -> bool {
+        let Some(last) = number.checked_add(page.units).filter(|last| *last <= end && page.units > 0) else {
+            return false;
+        };
+        let mut inner = self.inner();
+        Self::reach(&mut inner, last);
+        let unused = |n: u32| matches!(inner.states[n as usize], State::Free { .. });
+        if !(number..last).all(unused) {
+            return false;
+        }
+        for unit in number..last {
+            inner.free.remove(&unit);
+            inner.states[unit as usize] = State::Tail;
+        }
+        inner.states[number as usize] = State::Page(page);
+        true
+    }
+
+    /// Recovery: `number` is part of the redo stream. `false`: it is something else, or far behind the end.
+    pub fn adopt_redo(&self, number: u32) -> bool {
+        let mut inner = self.inner();
+        if number as usize > inner.states.len() + FAR {
+            return false;
+        }
+        Self::reach(&mut inner, number + 1);
+        if !inner.free.remove(&number) {
+            return false;
+        }
+        inner.states[number as usize] = State::Redo { written: true };
+        true
+    }
+
+    /// Recovery: whether a page run has its head at `number`.
+    pub fn is_page(&self, number: u32) -> bool {
+        matches!(self.inner().states.get(number as usize), Some(State::Page(_)))
+    }
+
+    /// Recovery: an image that ends at `offset` was found in the run of `number`.
+    pub fn note_used(&self, number: u32, end: u64) {
+        let start = self.offset(number);
+        let mut inner = self.inner();
+        let page = Self::page(&mut inner, number);
+        page.used = page.used.max(end - start);
+    }
+
+    /// Recovery: makes the segments below `end` known; those not adopted are free.
+    pub fn adopt_free(&self, end: u32) {
+        Self::reach(&mut self.inner(), end);
+    }
+
+    fn reach(inner: &mut Inner, end: u32) {
+        while inner.states.len() < end as usize {
+            inner.free.insert(inner.states.len() as u32);
+            inner.states.push(State::Free { written: true, asked: false });
+        }
+    }
+
+    /// A segment that nobody uses yet is not taken after all.
+    pub fn abandon_redo(&self, number: u32) {
+        let mut inner = self.inner();
+        let State::Redo { written } = inner.states[number as usize] else {
+            panic!("L1: segment {number} was taken for the redo stream");
+        };
+        inner.states[number as usize] = State::Free { written, asked: false };
+        inner.free.insert(number);
+    }
+
+    /// Memory of the table, bytes.
+    pub fn bytes(&self) -> u64 {
+        (self.inner().states.capacity() * size_of::<State>()) as u64
+    }
+}
+
+const _: () = assert!(SECTOR.is_multiple_of(HEADER));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::sim::SimStorage;
+
+    #[test]
+    fn freed_segments_are_taken_again_and_runs_are_contiguous() {
+        let segments = Segments::new(4096);
+        let (a, _) = segments.open_redo();
+        let (b, _) = segments.open_page(SegmentKind::Leaves, 3);
+        let (c, _) = segments.open_page(SegmentKind::Big, 1);
+        assert_eq!((a, b, c), (0, 1, 4));
+        segments.seal(b);
+        assert_eq!(segments.begin_checkpoint(), [b]);
+        segments.listed();
+        segments.drain(&[b]);
+        assert!(segments.nonce(segments.offset(b)).is_some(), "readers may still be there");
+        assert_eq!(segments.open_page(SegmentKind::Leaves, 1).0, 5, "not reused before the release");
+        segments.release(&[b]);
+        assert_eq!(segments.open_page(SegmentKind::Leaves, 2).0, 1);
+        assert_eq!(segments.open_redo().0, 3);
+        assert!(segments.recycled(3) && !segments.recycled(0));
+    }
+
+    #[test]
+    fn deaths_of_big_values_wait_while_a_checkpoint_lists() {
+        let segments = Segments::new(4096);
+        let (n, _) = segments.open_page(SegmentKind::Big, 1);
+        segments.add(n, 128);
+        segments.add(n, 64);
+        segments.begin_checkpoint();
+        segments.kill(segments.offset(n) + 64, 128);
+        assert_eq!(segments.listed()[0].1.live, 192);
+        assert_eq!(segments.usage().live, 64);
+    }
+
+    #[test]
+    fn free_segments_give_their_blocks_back() {
+        let medium = SimStorage::new();
+        let segments = Segments::new(4096);
+        let taken: Vec<u32> = (0..6).map(|_| segments.open_page(SegmentKind::Leaves, 1).0).collect();
+        medium.write_at(SEGMENTS_AT, &[1; 6 * 4096]).expect("room");
+        let gone = [taken[0], taken[1], taken[3], taken[5]];
+        segments.drain(&gone);
+        segments.release(&gone);
+        segments.give_back(&medium, 1).expect("healthy");
+        let bytes = medium.contents();
+        assert_eq!(bytes.len() as u64, segments.offset(5), "the last one is cut off");
+        let at = |n: u32| bytes[segments.offset(n) as usize];
+        assert_eq!([at(0), at(1), at(2), at(3), at(4)], [1, 0, 1, 0, 1], "one kept, two punched");
+        let before = medium.ops();
+        segments.give_back(&medium, 1).expect("healthy");
+        assert_eq!(medium.ops(), before, "nothing to do means no call");
+    }
+}

@@ -1,0 +1,208 @@
+//! Checkpoints: the images of all pages changed before some LSN, a new leaf directory, a superblock.
+//!
+//! # How it works
+//!
+//! 1. *Fence*: everything reserved so far is visible and its LSNs end at the redo LSN of this checkpoint.
+//! 2. The caller, who knows the trees, goes through all leaves in key order. A leaf with a change before the redo LSN
+//!    that is in no image gets one ([`PageCache::settle`]); its address goes into the directory.
+//! 3. The directory's root is written, everything is synced, and the superblock makes it count.
+//! 4. What the old checkpoint referred to and this one does not is freed once no reader can have its address.
+//!
+//! An image may hold changes past the redo LSN: replaying their records again changes nothing, and they
+//! are durable before the superblock is (L9), so that an image never shows more than the log.
+//!
+//! # References
+//!
+//! Fuzzy checkpoints with a redo point: Mohan et al., "ARIES", TODS 1992, section 5.4.
+
+use super::directory::{Encoder, Root};
+use super::frame::{FrameRef, NewFrame};
+use super::mapping_table::Word;
+use super::{Page, PageCache, count};
+use crate::base::{Lsn, RedoPosition};
+use crate::error::Result;
+use crate::log::{ImageAddr, ImageKind, Stream};
+use crossbeam_epoch::Guard;
+use std::sync::Arc;
+
+/// Largest directory chunk, bytes.
+const CHUNK: usize = 64 << 10;
+
+/// A checkpoint being made.
+#[derive(Debug)]
+pub struct CheckpointBuilder {
+    redo: RedoPosition,
+    /// Runs that had nothing live when it began.
+    dead: Vec<u32>,
+    encoder: Encoder,
+    chunks: Vec<ImageAddr>,
+    /// Leaf images that no page owns.
+    orphans: Vec<ImageAddr>,
+    chunk: usize,
+}
+
+impl CheckpointBuilder {
+    /// Changes before this are in the images that the checkpoint refers to.
+    pub fn redo_lsn(&self) -> Lsn {
+        self.redo.lsn
+    }
+
+    /// A tree; its leaves follow in key order.
+    /// `big`: it may have big values.
+    pub fn tree(&mut self, id: u32, big: bool, name: &[u8]) {
+        self.encoder.tree(id, big, name);
+    }
+}
+
+impl<P: Page> PageCache<P> {
+    /// Begins a checkpoint. One at a time; the caller sees to that.
+    ///
+    /// # Errors
+    /// What writing failed with.
+    pub fn begin_checkpoint(&self) -> Result<CheckpointBuilder> {
+        self.check()?;
+        // In this order: what is dead by now died before the fence, so no image listed below refers to it.
+        let dead = self.log().segments().begin_checkpoint();
+        let redo = self.fence()?;
+        let chunk = CHUNK.min(self.log().segments().size() - 256);
+        let (chunks, orphans) = (Vec::new(), Vec::new());
+        Ok(CheckpointBuilder { redo, dead, encoder: Encoder::default(), chunks, orphans, chunk })
+    }
+
+    /// Adds a leaf of the last tree.
+    ///
+    /// # Errors
+    /// What writing failed with.
+    pub fn add_leaf(&self, builder: &mut CheckpointBuilder, low: &[u8], image: ImageAddr) -> Result<()> {
+        builder.encoder.leaf(low, image);
+        self.write_chunks(builder, builder.chunk)
+    }
+
+    fn write_chunks(&self, builder: &mut CheckpointBuilder, at_least: usize) -> Result<()> {
+        while builder.encoder.out.len() >= at_least && !builder.encoder.out.is_empty() {
+            let len = builder.encoder.out.len().min(builder.chunk);
+            let chunk = &builder.encoder.out[..len];
+            let image = self.log().append(Stream::Leaves, ImageKind::Chunk, 0, [chunk, &[]])?;
+            builder.chunks.push(image);
+            builder.encoder.out.drain(..len);
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the leaf in `frame` has an image with every change before the redo LSN, and returns its
+    /// address. Under the maintenance lock.
+    ///
+    /// # Errors
+    /// What writing or reading failed with.
+    pub fn settle(
+        &self,
+        builder: &mut CheckpointBuilder,
+        pid: u32,
+        frame: FrameRef<'_>,
+        guard: &Guard,
+    ) -> Result<ImageAddr> {
+        let (used, _) = frame.used();
+        if frame.first_change(used) >= builder.redo_lsn() {
+            return Ok(frame.disk());
+        }
+        let below = if frame.overlay() { Some(self.read_leaf(frame.disk())?) } else { None };
+        let folded = P::fold(frame, used, below.as_deref());
+        let image = self.write_leaves(Stream::Leaves, &[(frame.tree(), &folded.image)])?[0];
+        // What came while the image was written moves to the new frame.
+        let used_now = frame.freeze();
+        let deltas: Vec<_> = (used..used_now).map(|i| frame.delta(i)).collect();
+        let new = NewFrame {
+            kind: frame.kind(),
+            overlay: false,
+            tree: frame.tree(),
+            base: &folded.image,
+            disk: image,
+            first_lsn: Lsn::MAX,
+            right: frame.right(),
+        };
+        let new = FrameRef::create_with(self.arena(), new, &deltas);
+        if !self.table().swap(pid, Word::resident(frame), Word::resident(new)) {
+            // Somebody consolidated or split the page meanwhile, and it keeps its own image. This one is what the
+            // directory needs, and belongs to it.
+            self.discard(new);
+            builder.orphans.push(image);
+            return Ok(image);
+        }
+        self.kill(frame.disk());
+        // A big value whose end is before the redo LSN is not met again by a replay from here.
+        let replayed = (0..used).any(|i| frame.delta(i).lsn >= builder.redo_lsn());
+        for big in folded.dropped {
+            if replayed {
+                self.kill(big);
+            } else {
+                self.log().segments().kill_listed(big.offset(), big.bytes());
+            }
+        }
+        self.retire(frame, guard);
+        Ok(image)
+    }
+
+    /// Finishes a checkpoint: from when this returns, a crash loses nothing before its redo LSN.
+    ///
+    /// # Errors
+    /// What writing failed with; then the checkpoint before stays.
+    pub fn finish_checkpoint(
+        &self,
+        mut builder: CheckpointBuilder,
+        next_tree: u32,
+        id_floor: u64,
+    ) -> Result<()> {
+        builder.encoder.end();
+        let written = self.write_chunks(&mut builder, 1).and_then(|()| self.write_root(&builder, next_tree));
+        let mut images = builder.chunks;
+        images.append(&mut builder.orphans);
+        let root = match written {
+            Ok(root) => root,
+            Err(error) => {
+                self.kill_all(&images);
+                return Err(error);
+            }
+        };
+        images.push(root);
+        let redo_segments = match self.log().commit_checkpoint(root, builder.redo, id_floor) {
+            Ok(segments) => segments,
+            Err(error) => {
+                self.kill_all(&images);
+                return Err(error);
+            }
+        };
+        count(&self.counters.checkpoints);
+        let before = std::mem::replace(&mut *self.directory.lock(), images);
+        self.kill_all(&before);
+        self.free_segments([builder.dead, redo_segments].concat());
+        Ok(())
+    }
+
+    /// A checkpoint that was begun is given up.
+    pub fn abandon_checkpoint(&self, builder: CheckpointBuilder) {
+        self.log().segments().listed();
+        self.kill_all(&builder.chunks);
+        self.kill_all(&builder.orphans);
+    }
+
+    fn write_root(&self, builder: &CheckpointBuilder, next_tree: u32) -> Result<ImageAddr> {
+        // In this order: a big value whose record is before `captured` is in the counts.
+        let captured = self.log().end();
+        let runs = self.log().segments().listed();
+        let root = Root { next_tree, captured, runs, chunks: builder.chunks.clone() };
+        self.log().append(Stream::Leaves, ImageKind::Root, 0, [&root.encode(), &[]])
+    }
+
+    /// Nothing durable refers to these segments: reused when no reader can have an address in them (L1).
+    fn free_segments(&self, numbers: Vec<u32>) {
+        if numbers.is_empty() {
+            return;
+        }
+        self.log().note_freed(numbers.len());
+        let segments = Arc::clone(self.log().segments());
+        segments.drain(&numbers);
+        let guard = crossbeam_epoch::pin();
+        super::frame::defer(&guard, move || segments.release(&numbers));
+        guard.flush();
+    }
+}

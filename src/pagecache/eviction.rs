@@ -1,0 +1,184 @@
+//! Keeps memory within the capacity: a clock hand over the mapping table, pages out what was not used lately.
+//!
+//! # How it works
+//!
+//! The hand goes round the PIDs. A frame that was used since it last came by loses its mark and stays. Otherwise it
+//! is frozen; when its image is current it is swapped for the address, and when not it is folded, and the folded
+//! images of a batch are written with few calls before they are swapped in. A writer that meets a frozen frame
+//! replaces it, and then the swap fails and the page, evidently in use, stays.
+//!
+//! Memory that the epoch has not given back yet is not counted as in use here, or the hand would throw out the whole
+//! cache while one reader sleeps; the hard limit of [`PageCache::over_hard_limit`] counts it.
+//!
+//! # References
+//!
+//! The clock: F. Corbato, "A Paging Experiment with the Multics System", 1968.
+
+use super::frame::{FrameKind, FrameRef};
+use super::mapping_table::{PageState, Word};
+use super::{Folded, Maintenance, Page, PageCache, count};
+use crate::error::Result;
+use crate::log::{ImageAddr, ImageKind, NewImage, Stream};
+use crossbeam_epoch::Guard;
+
+/// Dirty pages written with one call.
+const BATCH: usize = 32;
+/// Memory past the capacity at which foreground writers help and wait, bytes.
+const SLACK: u64 = 4 << 20;
+/// PIDs looked at under one guard and one hold of the maintenance lock.
+const STRIDE: usize = 1024;
+
+/// Posts the separator behind a leaf of a tree; whether that worked.
+pub type Link<'a> = &'a dyn Fn(u32, FrameRef<'_>, &Guard) -> bool;
+
+/// A frozen page that has no current image.
+struct Victim<'g> {
+    pid: u32,
+    frame: FrameRef<'g>,
+    folded: Folded,
+}
+
+impl<P: Page> PageCache<P> {
+    /// Bytes of frames and deltas in use beyond the capacity.
+    #[inline]
+    pub fn excess(&self) -> u64 {
+        self.arena().in_use().saturating_sub(self.options.capacity)
+    }
+
+    /// Whether memory, what waits for its epoch included, is so far over the capacity that writers must wait.
+    #[inline]
+    pub fn over_hard_limit(&self) -> bool {
+        self.arena().allocated() > self.options.capacity + SLACK
+    }
+
+    /// How far below the capacity a round of eviction goes, so that the next is not due at once.
+    pub fn margin(&self) -> u64 {
+        (self.options.capacity / 32).min(4 << 20)
+    }
+
+    /// Evicts until memory in use is `margin` below the capacity, or the hand went round twice.
+    /// Holds the maintenance lock for one stride at a time. `link` sees to it that a leaf's right sibling can be found
+    /// without it, or says that it cannot.
+    ///
+    /// # Errors
+    /// What writing or reading failed with.
+    pub fn evict(&self, margin: u64, link: Link<'_>) -> Result<()> {
+        let goal = self.options.capacity.saturating_sub(margin);
+        let mut looked_at = 0;
+        while self.arena().in_use() > goal && looked_at < 2 * self.table().high_water() {
+            looked_at += self.evict_stride(&mut self.maintain(), goal, link)?;
+            // Lets the epoch move on and frees what is due.
+            crossbeam_epoch::pin().flush();
+        }
+        Ok(())
+    }
+
+    fn evict_stride(&self, lock: &mut Maintenance<'_>, goal: u64, link: Link<'_>) -> Result<u64> {
+        let guard = crossbeam_epoch::pin();
+        let mut victims: Vec<Victim<'_>> = Vec::new();
+        let mut pending = 0;
+        let mut result = Ok(());
+        let mut looked_at = 0;
+        while looked_at < STRIDE as u64 && self.arena().in_use().saturating_sub(pending) > goal {
+            looked_at += 1;
+            let pid = *lock.hand as u32;
+            *lock.hand = if *lock.hand + 1 >= self.table().high_water() { 1 } else { *lock.hand + 1 };
+            if self.table().try_get(pid).is_none() {
+                continue;
+            }
+            let (_, PageState::Resident(frame)) = self.load(pid, &guard) else { continue };
+            if frame.kind() == FrameKind::Inner || frame.take_clock() {
+                continue;
+            }
+            if frame.right() != 0 && !link(frame.tree(), frame, &guard) {
+                continue;
+            }
+            match self.evict_page(pid, frame, &guard) {
+                Ok(None) => {}
+                Ok(Some(victim)) => {
+                    pending += victim.frame.bytes() as u64;
+                    victims.push(victim);
+                }
+                Err(error) => result = Err(error),
+            }
+            if victims.len() >= BATCH {
+                result = result.and(self.page_out(&mut victims, &guard));
+                pending = 0;
+            }
+        }
+        result.and(self.page_out(&mut victims, &guard))?;
+        Ok(looked_at.max(1))
+    }
+
+    /// Drops a frame whose image is current, or freezes and folds it.
+    fn evict_page<'g>(&self, pid: u32, frame: FrameRef<'g>, guard: &'g Guard) -> Result<Option<Victim<'g>>> {
+        let (used, _) = frame.used();
+        let current = |used| used == 0 && !frame.overlay() && frame.first_lsn() == crate::base::Lsn::MAX;
+        let image = frame.disk();
+        if current(used) && !image.is_some() {
+            // An empty tree's only leaf: there is nothing to win and no image to come back from.
+            return Ok(None);
+        }
+        let below = if frame.overlay() { Some(self.read_leaf(image)?) } else { None };
+        let used = frame.freeze();
+        if current(used) {
+            if self.table().swap(pid, Word::resident(frame), Word::disk(image)) {
+                count(&self.counters.evictions);
+                self.retire(frame, guard);
+            }
+            return Ok(None);
+        }
+        if below.is_some() {
+            count(&self.counters.overlay_faults);
+        }
+        let folded = P::fold(frame, used, below.as_deref());
+        Ok(Some(Victim { pid, frame, folded }))
+    }
+
+    /// Writes the victims and swaps their frames for the addresses.
+    fn page_out(&self, victims: &mut Vec<Victim<'_>>, guard: &Guard) -> Result<()> {
+        if victims.is_empty() {
+            return Ok(());
+        }
+        let images: Vec<(u32, &[u8])> =
+            victims.iter().map(|v| (v.frame.tree(), v.folded.image.as_slice())).collect();
+        let written = self.write_leaves(Stream::Leaves, &images);
+        let victims = std::mem::take(victims);
+        for (victim, image) in victims.into_iter().zip(written?) {
+            let old = victim.frame.disk();
+            if self.table().swap(victim.pid, Word::resident(victim.frame), Word::disk(image)) {
+                count(&self.counters.page_outs);
+                self.kill(old);
+                self.kill_all(&victim.folded.dropped);
+                self.retire(victim.frame, guard);
+            } else {
+                self.kill(image);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes leaf images and returns their addresses.
+    ///
+    /// # Errors
+    /// What writing failed with.
+    pub(super) fn write_leaves(&self, stream: Stream, images: &[(u32, &[u8])]) -> Result<Vec<ImageAddr>> {
+        if self.log().compresses() {
+            return images
+                .iter()
+                .map(|(tree, image)| self.log().append(stream, ImageKind::Leaf, *tree, [image, &[]]))
+                .collect();
+        }
+        self.check()?;
+        let images: Vec<NewImage<'_>> = images
+            .iter()
+            .map(|(tree, image)| NewImage {
+                kind: ImageKind::Leaf,
+                tree: *tree,
+                payload: [image, &[]],
+                raw: None,
+            })
+            .collect();
+        self.log().pages().append(stream, &images)
+    }
+}

@@ -1,0 +1,173 @@
+//! Cleaning: moves what is live out of sparse segments, and frees the pages of dropped trees.
+//!
+//! # How it works
+//!
+//! An image says which tree it is of, and its payload which keys: the tree knows the page, and the page whether it
+//! still owns the image. Live leaves are copied as they are, checked, and swapped in by CAS. A big value is referred
+//! to by a record of a leaf, so it is moved by publishing a new reference. Segments are taken
+//! sparsest first until the file is as dense as it should be; the next checkpoint makes them free.
+//!
+//! # References
+//!
+//! Segment cleaning: Rosenblum and Ousterhout, "The Design and Implementation of a Log-Structured File System", TOCS
+//! 1992, section 3.
+
+use super::descent::At;
+use super::inner::Inner;
+use super::leaf::{BigRef, Leaf};
+use super::{BwTree, Forest, add};
+use crate::error::{Error, Result};
+use crate::pagecache::{FrameKind, ImageAddr, PageState, Word};
+use crossbeam_epoch::Guard;
+use std::collections::BTreeSet;
+
+/// Segments with a larger share of live bytes are not worth moving.
+const DENSE: f64 = 0.9;
+
+impl Forest {
+    /// Empties sparse segments until page segments have less than the wanted bytes per live byte.
+    ///
+    /// # Errors
+    /// What reading or writing failed with.
+    pub(super) fn clean(&self) -> Result<()> {
+        let segments = self.log().segments();
+        let usage = segments.usage();
+        let slack = 2 * segments.size() as u64;
+        let goal = (usage.live as f64 * self.options.amplification) as u64 + slack;
+        let mut used = usage.used - usage.dead;
+        if used <= goal {
+            return Ok(());
+        }
+        for (number, run) in segments.sparse(DENSE) {
+            if used <= goal {
+                break;
+            }
+            self.clean_segment(number, run.nonce, run.used)?;
+            used = used.saturating_sub(run.used - run.live);
+        }
+        Ok(())
+    }
+
+    fn clean_segment(&self, number: u32, nonce: u64, used: u64) -> Result<()> {
+        for (image, header) in self.cache.scan_segment(number, nonce, used)? {
+            let Some(tree) = self.catalog.get_id(header.tree) else { continue };
+            let moved = match header.kind {
+                crate::pagecache::ImageKind::Leaf => self.move_leaf(&tree, image),
+                crate::pagecache::ImageKind::Big => self.move_big(&tree, image),
+                // A part of the directory: the next checkpoint writes a new one.
+                _ => Ok(()),
+            };
+            match moved {
+                Ok(()) | Err(Error::CollectionNotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.cache.emptied(number);
+        add(&self.counters.cleaned_segments);
+        Ok(())
+    }
+
+    fn move_leaf(&self, tree: &BwTree, image: ImageAddr) -> Result<()> {
+        let lock = self.cache.maintain();
+        let guard = crossbeam_epoch::pin();
+        tree.check()?;
+        // What is dead may be damaged without harm; what is live and damaged is left where it is.
+        let Ok((header, raw, payload)) = self.cache.read_for_move(image) else {
+            return Err(Error::corruption_at(image.offset()));
+        };
+        let Ok(leaf) = Leaf::validate(&payload) else { return Err(Error::corruption_at(image.offset())) };
+        let pid = match self.inner_at(tree, 1, leaf.low(), &guard)? {
+            None => tree.root,
+            Some((at, _)) => {
+                let node = Inner::new(at.frame.base());
+                node.child(node.find(leaf.low()))
+            }
+        };
+        self.cache.move_leaf(pid, image, (&header, &raw), &lock, &guard)?;
+        Ok(())
+    }
+
+    fn move_big(&self, tree: &BwTree, image: ImageAddr) -> Result<()> {
+        let (bytes, at) = self.cache.read_big(image)?;
+        let (key, value) = (&bytes[4..at], &bytes[at..]);
+        if !self.refers(tree, key, image)? {
+            return Ok(());
+        }
+        let new = BigRef { image: self.cache.write_big(tree.id, key, value)?, len: value.len() as u64 };
+        if self.relocate_big(tree, key, image, new)? {
+            self.cache.note_moved();
+        } else {
+            self.cache.kill(new.image);
+        }
+        Ok(())
+    }
+
+    /// Frees the pages of dropped trees that nobody can be in any more.
+    ///
+    /// # Errors
+    /// Never fails because of what it reads: what cannot be read is not freed.
+    pub(super) fn free_dropped(&self) -> Result<()> {
+        loop {
+            let Some(tree) = self.dropped.lock().pop_front() else { return Ok(()) };
+            let _lock = self.cache.maintain();
+            let guard = crossbeam_epoch::pin();
+            self.free_tree(&tree, &guard);
+        }
+    }
+
+    fn free_tree(&self, tree: &BwTree, guard: &Guard) {
+        let mut pending = vec![tree.root];
+        let mut seen = BTreeSet::new();
+        while let Some(pid) = pending.pop() {
+            if pid == 0 || !seen.insert(pid) {
+                continue;
+            }
+            let (word, state) = self.cache.load(pid, guard);
+            match state {
+                PageState::Free => continue,
+                PageState::Redirect(into) => {
+                    // Its PID is on its way to be freed.
+                    pending.push(into);
+                    continue;
+                }
+                PageState::Resident(frame) | PageState::Merging(frame)
+                    if frame.kind() == FrameKind::Inner =>
+                {
+                    let node = Inner::new(frame.base());
+                    pending.extend((0..node.children()).map(|i| node.child(i)));
+                    pending.push(node.right());
+                }
+                PageState::Resident(frame) | PageState::Merging(frame) => {
+                    pending.push(frame.right());
+                    self.kill_leaf(At { pid, frame }, tree.is_big());
+                }
+                PageState::Disk(image) => {
+                    if tree.is_big()
+                        && let Ok(bytes) = self.cache.read_leaf(image)
+                    {
+                        super::walk::big_refs(Leaf::new(&bytes)).for_each(|big| self.cache.kill(big.image));
+                    }
+                    self.cache.kill(image);
+                }
+            }
+            let freed = self.cache.table().swap(pid, word, Word::FREE);
+            debug_assert!(freed, "nobody else is in a dropped tree");
+            if let PageState::Resident(frame) | PageState::Merging(frame) = state {
+                self.cache.retire(frame, guard);
+            }
+            self.cache.retire_pid(pid, guard);
+        }
+    }
+
+    fn kill_leaf(&self, at: At<'_>, big: bool) {
+        let used = at.frame.freeze();
+        if big {
+            let below = at.frame.overlay().then(|| self.cache.read_leaf(at.frame.disk()).ok()).flatten();
+            let gathered = super::delta::gather(at.frame, used, below.as_deref().map(Leaf::new));
+            self.cache.kill_all(&gathered.dropped);
+            let live = gathered.entries.iter().filter_map(|entry| super::delta::big_image(entry.value));
+            live.for_each(|image| self.cache.kill(image));
+        }
+        self.cache.kill(at.frame.disk());
+    }
+}

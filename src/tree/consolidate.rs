@@ -1,0 +1,251 @@
+//! Folds the deltas of a leaf into a new base, and splits it when it has grown too large.
+//!
+//! # How it works
+//!
+//! Whoever meets a frozen frame may do this; the CAS on the mapping word decides, losers free what they built. A
+//! leaf above the limit is cut into as many parts as it needs at once: the right ones are installed under new PIDs
+//! that nobody knows, then one CAS replaces the page by its left part, from which the others are reached; then their
+//! separators are posted. The root keeps its PID: its parts all get new ones.
+
+use super::delta::{Entry, build, gather};
+use super::descent::At;
+use super::leaf::{Leaf, separator};
+use super::{BwTree, Forest, add};
+use crate::base::Lsn;
+use crate::error::Result;
+use crate::pagecache::{FrameKind, FrameRef, NewFrame, PageState, Word};
+use crossbeam_epoch::Guard;
+use std::ops::Range;
+
+/// How an overlay is folded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fold {
+    /// With its image: the result is a whole leaf.
+    Whole,
+    /// Without, as long as it is small: nothing is read.
+    Blind,
+}
+
+/// What a record costs besides its key and value.
+const RECORD: usize = 9;
+
+/// A part of a leaf that is split.
+struct Part {
+    low: Vec<u8>,
+    image: Vec<u8>,
+}
+
+impl Forest {
+    /// Freezes the frame of a leaf and replaces it by one without deltas, or by several.
+    ///
+    /// # Errors
+    /// What reading the image under an overlay failed with.
+    pub(super) fn consolidate(&self, tree: &BwTree, at: At<'_>, fold: Fold, guard: &Guard) -> Result<()> {
+        let used = at.frame.freeze();
+        match self.cache.load(at.pid, guard) {
+            (_, PageState::Resident(current)) if current.address() == at.frame.address() => {}
+            (_, PageState::Merging(_)) => {
+                // A few instructions of the maintenance thread away from being a redirect.
+                std::thread::yield_now();
+                return Ok(());
+            }
+            _ => return Ok(()),
+        }
+        let leaf = at.leaf();
+        let image;
+        let blind = at.frame.overlay() && fold == Fold::Blind && leaf.image_len() < self.options.leaf;
+        let below = if at.frame.overlay() && !blind {
+            image = self.cache.read_leaf(at.frame.disk())?;
+            add(&self.cache.counters.overlay_faults);
+            Some(Leaf::new(&image))
+        } else {
+            None
+        };
+        let gathered = gather(at.frame, used, below);
+        let total = gathered.bytes + RECORD * gathered.entries.len() + leaf.overhead();
+        let first_lsn = at.frame.first_change(used);
+        add(&self.counters.consolidations);
+        let replaced = if blind || total <= self.options.leaf || gathered.entries.len() < 2 {
+            let base = build(&gathered.entries, leaf.low(), leaf.high());
+            let new = NewFrame {
+                kind: FrameKind::Leaf,
+                overlay: blind,
+                tree: tree.id,
+                base: &base,
+                disk: at.frame.disk(),
+                first_lsn,
+                right: at.frame.right(),
+            };
+            let replaced = self.cache.replace(at.pid, at.frame, self.cache.frame(new, guard), guard);
+            let alone = leaf.low().is_empty() && leaf.high().is_none();
+            if replaced && !blind && total < self.options.leaf / 4 && !alone {
+                self.note_sparse(tree, leaf.low());
+            }
+            replaced
+        } else {
+            let appends = leaf.high().is_none() && Self::only_appends(at.frame, used, leaf);
+            let cuts = self.cuts(&gathered.entries, total, appends);
+            let parts = Self::parts(&gathered.entries, &cuts, leaf);
+            if at.pid == tree.root {
+                self.split_root(tree, at, &parts, guard)?
+            } else {
+                self.split_leaf(tree, at, &parts, guard)?
+            }
+        };
+        if replaced {
+            self.cache.kill_all(&gathered.dropped);
+        }
+        Ok(())
+    }
+
+    /// Whether all deltas are past the base: keys come in ascending order.
+    fn only_appends(frame: FrameRef<'_>, used: usize, leaf: Leaf<'_>) -> bool {
+        let Some(last) = leaf.len().checked_sub(1).map(|i| leaf.record(i).0) else { return false };
+        let prefix = leaf.prefix().len();
+        (0..used).all(|i| frame.delta(i).key.get(prefix..).is_some_and(|suffix| suffix > last))
+    }
+
+    /// Where to cut: the first entry of each part but the first.
+    fn cuts(&self, entries: &[Entry<'_>], total: usize, appends: bool) -> Vec<usize> {
+        let goal = if appends {
+            self.options.leaf / 10 * 9
+        } else {
+            let parts = total.div_ceil(self.options.leaf / 10 * 7).max(2);
+            total.div_ceil(parts)
+        };
+        let mut cuts = Vec::new();
+        let mut size = 0;
+        for (i, entry) in entries.iter().enumerate() {
+            let bytes = RECORD + entry.prefix.len() + entry.rest.len() + super::delta::value_len(entry.value);
+            if size > 0 && size + bytes / 2 > goal {
+                cuts.push(i);
+                size = 0;
+            }
+            size += bytes;
+        }
+        if cuts.is_empty() {
+            cuts.push(entries.len() / 2);
+        }
+        cuts
+    }
+
+    fn parts(entries: &[Entry<'_>], cuts: &[usize], leaf: Leaf<'_>) -> Vec<Part> {
+        let mut lows = vec![leaf.low().to_vec()];
+        for cut in cuts {
+            lows.push(separator(&entries[cut - 1].key(), &entries[*cut].key()).to_vec());
+        }
+        let ends = cuts.iter().copied().chain([entries.len()]);
+        let starts = [0].into_iter().chain(cuts.iter().copied());
+        let ranges: Vec<Range<usize>> = starts.zip(ends).map(|(start, end)| start..end).collect();
+        let high = |i: usize| lows.get(i + 1).map(Vec::as_slice).or(leaf.high());
+        let images: Vec<Vec<u8>> =
+            (0..).zip(&ranges).map(|(i, range)| build(&entries[range.clone()], &lows[i], high(i))).collect();
+        lows.into_iter().zip(images).map(|(low, image)| Part { low, image }).collect()
+    }
+
+    fn part_frame<'g>(
+        &self,
+        tree: &BwTree,
+        part: &Part,
+        old: Option<FrameRef<'_>>,
+        right: u32,
+        guard: &'g Guard,
+    ) -> FrameRef<'g> {
+        let new = NewFrame {
+            kind: FrameKind::Leaf,
+            overlay: false,
+            tree: tree.id,
+            base: &part.image,
+            disk: old.map_or(crate::pagecache::ImageAddr::NONE, FrameRef::disk),
+            // No image has this range.
+            first_lsn: Lsn(0),
+            right,
+        };
+        self.cache.frame(new, guard)
+    }
+
+    /// Installs parts under new PIDs, right to left; the last is followed by `right`.
+    fn install(&self, tree: &BwTree, parts: &[Part], right: u32, guard: &Guard) -> Result<Vec<u32>> {
+        let mut pids = vec![0; parts.len()];
+        let mut next = right;
+        for (i, part) in parts.iter().enumerate().rev() {
+            match self.cache.allocate(self.part_frame(tree, part, None, next, guard)) {
+                Ok(pid) => next = pid,
+                Err(error) => {
+                    pids[i + 1..].iter().for_each(|pid| self.uninstall(*pid, guard));
+                    return Err(error);
+                }
+            }
+            pids[i] = next;
+        }
+        Ok(pids)
+    }
+
+    /// Takes back a page that nobody knows.
+    pub(super) fn uninstall(&self, pid: u32, guard: &Guard) {
+        if let (_, PageState::Resident(frame)) = self.cache.load(pid, guard) {
+            self.cache.table().set(pid, Word::FREE);
+            self.cache.discard(frame);
+        }
+        self.cache.table().free(pid);
+    }
+
+    fn split_leaf(&self, tree: &BwTree, at: At<'_>, parts: &[Part], guard: &Guard) -> Result<bool> {
+        let pids = self.install(tree, &parts[1..], at.frame.right(), guard)?;
+        let left = self.part_frame(tree, &parts[0], Some(at.frame), pids[0], guard);
+        if !self.cache.replace(at.pid, at.frame, left, guard) {
+            pids.iter().for_each(|pid| self.uninstall(*pid, guard));
+            return Ok(false);
+        }
+        add(&self.counters.leaf_splits);
+        for (part, pid) in parts[1..].iter().zip(&pids) {
+            self.post(tree, 1, &part.low, *pid, guard)?;
+        }
+        Ok(true)
+    }
+
+    /// The root is a leaf and becomes an inner node over the parts.
+    fn split_root(&self, tree: &BwTree, at: At<'_>, parts: &[Part], guard: &Guard) -> Result<bool> {
+        let mut pids = self.install(tree, &parts[1..], 0, guard)?;
+        // The first part takes over the image of the old root.
+        let first = self.part_frame(tree, &parts[0], Some(at.frame), pids[0], guard);
+        let inherited = first.disk();
+        let first_pid = match self.cache.allocate(first) {
+            Ok(pid) => pid,
+            Err(error) => {
+                pids.iter().for_each(|pid| self.uninstall(*pid, guard));
+                return Err(error);
+            }
+        };
+        pids.insert(0, first_pid);
+        let children: Vec<(&[u8], u32)> =
+            parts.iter().zip(&pids).map(|(part, pid)| (part.low.as_slice(), *pid)).collect();
+        let node = super::inner::build(1, &children, None, 0);
+        let root = self.inner_frame(tree, &node, guard);
+        if !self.cache.table().swap(at.pid, Word::resident(at.frame), Word::resident(root)) {
+            self.cache.discard(root);
+            pids.iter().for_each(|pid| self.uninstall(*pid, guard));
+            return Ok(false);
+        }
+        if at.frame.disk() != inherited {
+            self.cache.adopt_image(first_pid, inherited, at.frame.disk(), guard);
+        }
+        self.cache.retire(at.frame, guard);
+        add(&self.counters.root_splits);
+        Ok(true)
+    }
+
+    /// A frame for an inner node.
+    pub(super) fn inner_frame<'g>(&self, tree: &BwTree, node: &[u8], guard: &'g Guard) -> FrameRef<'g> {
+        let new = NewFrame {
+            kind: FrameKind::Inner,
+            overlay: false,
+            tree: tree.id,
+            base: node,
+            disk: crate::pagecache::ImageAddr::NONE,
+            first_lsn: Lsn::MAX,
+            right: 0,
+        };
+        self.cache.frame(new, guard)
+    }
+}

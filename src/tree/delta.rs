@@ -1,0 +1,280 @@
+//! What a leaf frame says after its deltas: one view of base and slots.
+//!
+//! # How it works
+//!
+//! The newest delta of a key decides; where there is none, the base does. [`Merged`] goes through base and deltas side
+//! by side in key order. An overlay's base does not decide about keys that it does not have: `below`, the image
+//! that it changes, takes part as the oldest layer.
+
+use super::leaf::{BigRef, Leaf, LeafBuilder, Value};
+use crate::pagecache::{DeltaKind, DeltaRef, Folded, FrameRef, ImageAddr, Page, SLOTS};
+use std::cmp::Ordering;
+
+/// The value that a delta leaves.
+pub fn value_of(delta: DeltaRef<'_>) -> Value<'_> {
+    match delta.kind {
+        DeltaKind::Put => Value::Inline(delta.value),
+        DeltaKind::PutBig => Value::Big(delta.value),
+        DeltaKind::Remove => Value::Gone,
+    }
+}
+
+/// The image of a big value, if the value is one.
+pub fn big_image(value: Value<'_>) -> Option<ImageAddr> {
+    match value {
+        Value::Big(bytes) => Some(BigRef::decode(bytes).image),
+        _ => None,
+    }
+}
+
+/// The deltas of a frame in key order, the newest of each key, and where the older ones were.
+#[derive(Debug)]
+pub struct SortedDeltas<'g> {
+    sorted: [Option<DeltaRef<'g>>; SLOTS],
+    len: usize,
+    /// Images of big values that a newer delta of the same key replaces.
+    shadowed: Vec<ImageAddr>,
+}
+
+impl<'g> SortedDeltas<'g> {
+    /// Of the first `used` deltas.
+    pub fn of(frame: FrameRef<'g>, used: usize) -> SortedDeltas<'g> {
+        let mut this = SortedDeltas { sorted: [None; SLOTS], len: 0, shadowed: Vec::new() };
+        for i in (0..used).rev() {
+            this.add_older(frame.delta(i));
+        }
+        this
+    }
+
+    /// Inserts a delta that is older than those that are here.
+    fn add_older(&mut self, delta: DeltaRef<'g>) {
+        let mut at = self.len;
+        while at > 0 {
+            let other = self.sorted[at - 1].expect("filled up to `len`");
+            match other.key.cmp(delta.key) {
+                Ordering::Greater => at -= 1,
+                Ordering::Equal => {
+                    self.shadowed.extend(big_image(value_of(delta)));
+                    return;
+                }
+                Ordering::Less => break,
+            }
+        }
+        self.sorted.copy_within(at..self.len, at + 1);
+        self.sorted[at] = Some(delta);
+        self.len += 1;
+    }
+
+    fn get(&self, i: usize) -> Option<DeltaRef<'g>> {
+        self.sorted[..self.len].get(i).copied().flatten()
+    }
+
+    /// Index of the first delta whose key is not below `key`.
+    fn lower_bound(&self, key: &[u8]) -> usize {
+        self.sorted[..self.len].iter().take_while(|d| d.is_some_and(|d| d.key < key)).count()
+    }
+}
+
+/// Position in base and deltas, moving in one direction.
+#[derive(Debug)]
+pub struct Merged<'g> {
+    base: Leaf<'g>,
+    deltas: SortedDeltas<'g>,
+    /// Forward: the next base record and delta; backward: one past them.
+    at: (usize, usize),
+}
+
+/// One step of a merge: the key in two parts (shared prefix, rest) and what it has.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'g> {
+    /// The bytes that all keys of the leaf share; empty when `rest` is the whole key.
+    pub prefix: &'g [u8],
+    /// The rest of the key.
+    pub rest: &'g [u8],
+    /// The newest value.
+    pub value: Value<'g>,
+    /// What the base has for the key, when a delta replaces it.
+    pub replaced: Option<Value<'g>>,
+}
+
+impl Entry<'_> {
+    /// The whole key.
+    pub fn key(&self) -> Vec<u8> {
+        [self.prefix, self.rest].concat()
+    }
+
+    /// Whether the key has a value.
+    pub fn exists(&self) -> bool {
+        self.value != Value::Gone
+    }
+}
+
+/// Compares the key of base record with a whole key.
+fn compare(prefix: &[u8], suffix: &[u8], key: &[u8]) -> Ordering {
+    match key.strip_prefix(prefix) {
+        Some(rest) => suffix.cmp(rest),
+        None => prefix.cmp(key),
+    }
+}
+
+impl<'g> Merged<'g> {
+    /// From the first key that is not below `from` upwards.
+    pub fn forward(frame: FrameRef<'g>, from: &[u8]) -> Merged<'g> {
+        let (used, _) = frame.used();
+        Self::forward_of(Leaf::new(frame.base()), SortedDeltas::of(frame, used), from)
+    }
+
+    fn forward_of(base: Leaf<'g>, deltas: SortedDeltas<'g>, from: &[u8]) -> Merged<'g> {
+        let at = if from.is_empty() { (0, 0) } else { (base.lower_bound(from), deltas.lower_bound(from)) };
+        Merged { base, deltas, at }
+    }
+
+    /// From the last key below `before` downwards; `None` = from the end.
+    pub fn backward(frame: FrameRef<'g>, before: Option<&[u8]>) -> Merged<'g> {
+        let (used, _) = frame.used();
+        let (base, deltas) = (Leaf::new(frame.base()), SortedDeltas::of(frame, used));
+        let at = match before {
+            None => (base.len(), deltas.len),
+            Some(key) => (base.lower_bound(key), deltas.lower_bound(key)),
+        };
+        Merged { base, deltas, at }
+    }
+
+    fn entry(&self, record: Option<(&'g [u8], Value<'g>)>, delta: Option<DeltaRef<'g>>) -> Entry<'g> {
+        match (record, delta) {
+            (record, Some(delta)) => Entry {
+                prefix: &[],
+                rest: delta.key,
+                value: value_of(delta),
+                replaced: record.map(|(_, value)| value),
+            },
+            (Some((rest, value)), None) => Entry { prefix: self.base.prefix(), rest, value, replaced: None },
+            (None, None) => unreachable!("a step has a record or a delta"),
+        }
+    }
+
+    /// The next entry upwards, keys without a value included.
+    pub fn next(&mut self) -> Option<Entry<'g>> {
+        let record = (self.at.0 < self.base.len()).then(|| self.base.record(self.at.0));
+        let delta = self.deltas.get(self.at.1);
+        let order = match (record, delta) {
+            (None, None) => return None,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((suffix, _)), Some(delta)) => compare(self.base.prefix(), suffix, delta.key),
+        };
+        self.at.0 += usize::from(order != Ordering::Greater);
+        self.at.1 += usize::from(order != Ordering::Less);
+        Some(
+            self.entry(
+                record.filter(|_| order != Ordering::Greater),
+                delta.filter(|_| order != Ordering::Less),
+            ),
+        )
+    }
+
+    /// The next entry downwards, keys without a value included.
+    pub fn next_back(&mut self) -> Option<Entry<'g>> {
+        let record = self.at.0.checked_sub(1).map(|i| self.base.record(i));
+        let delta = self.at.1.checked_sub(1).and_then(|i| self.deltas.get(i));
+        let order = match (record, delta) {
+            (None, None) => return None,
+            (Some(_), None) => Ordering::Greater,
+            (None, Some(_)) => Ordering::Less,
+            (Some((suffix, _)), Some(delta)) => compare(self.base.prefix(), suffix, delta.key),
+        };
+        self.at.0 -= usize::from(order != Ordering::Less);
+        self.at.1 -= usize::from(order != Ordering::Greater);
+        Some(
+            self.entry(
+                record.filter(|_| order != Ordering::Less),
+                delta.filter(|_| order != Ordering::Greater),
+            ),
+        )
+    }
+}
+
+/// The records of a leaf after folding, and what the fold leaves behind.
+#[derive(Debug)]
+pub struct Gathered<'g> {
+    /// Entries in key order. Without [`Value::Gone`] unless an overlay was folded without what is below.
+    pub entries: Vec<Entry<'g>>,
+    /// Images of big values that nothing refers to any more.
+    pub dropped: Vec<ImageAddr>,
+    /// Bytes of keys (without prefixes) and values.
+    pub bytes: usize,
+}
+
+/// Folds the first `used` deltas of a frame into its base, and that, for an overlay, over the image `below`.
+///
+/// An overlay that is folded without `below` stays one, and keeps what it removes.
+pub fn gather<'g>(frame: FrameRef<'g>, used: usize, below: Option<Leaf<'g>>) -> Gathered<'g> {
+    let deltas = SortedDeltas::of(frame, used);
+    let mut out = Gathered { entries: Vec::new(), dropped: deltas.shadowed.clone(), bytes: 0 };
+    let mut merged = Merged::forward_of(Leaf::new(frame.base()), deltas, &[]);
+    let keep_gone = frame.overlay() && below.is_none();
+    let mut old = below.map(|leaf| (leaf, 0));
+    let push = |out: &mut Gathered<'g>, entry: Entry<'g>| {
+        if keep_gone || entry.exists() {
+            out.bytes += entry.rest.len() + entry.prefix.len() + value_len(entry.value);
+            out.entries.push(entry);
+        }
+    };
+    while let Some(entry) = merged.next() {
+        out.dropped.extend(entry.replaced.and_then(big_image));
+        while let Some((leaf, i)) = old.filter(|(leaf, i)| *i < leaf.len()) {
+            let (rest, value) = leaf.record(i);
+            let order = compare(leaf.prefix(), rest, &entry.key());
+            match order {
+                Ordering::Less => {
+                    push(&mut out, Entry { prefix: leaf.prefix(), rest, value, replaced: None })
+                }
+                Ordering::Equal => out.dropped.extend(big_image(value)),
+                Ordering::Greater => break,
+            }
+            old = Some((leaf, i + 1));
+        }
+        push(&mut out, entry);
+    }
+    if let Some((leaf, from)) = old {
+        for i in from..leaf.len() {
+            let (rest, value) = leaf.record(i);
+            push(&mut out, Entry { prefix: leaf.prefix(), rest, value, replaced: None });
+        }
+    }
+    out
+}
+
+/// Bytes of a value in a record.
+pub fn value_len(value: Value<'_>) -> usize {
+    match value {
+        Value::Inline(bytes) | Value::Big(bytes) => bytes.len(),
+        Value::Gone => 0,
+    }
+}
+
+/// Builds one image of entries.
+pub fn build(entries: &[Entry<'_>], low: &[u8], high: Option<&[u8]>) -> Vec<u8> {
+    let mut builder = LeafBuilder::new(low, high);
+    for entry in entries {
+        builder.push(entry.prefix, entry.rest, entry.value);
+    }
+    builder.finish()
+}
+
+/// Leaves, as far as the pagecache must know them.
+#[derive(Debug)]
+pub struct LeafPage;
+
+impl Page for LeafPage {
+    fn validate(bytes: &[u8]) -> Result<(), &'static str> {
+        Leaf::validate(bytes).map(|_| ()).map_err(|malformed| malformed.0)
+    }
+
+    fn fold(frame: FrameRef<'_>, used: usize, below: Option<&[u8]>) -> Folded {
+        let leaf = Leaf::new(frame.base());
+        let gathered = gather(frame, used, below.map(Leaf::new));
+        let image = build(&gathered.entries, leaf.low(), leaf.high());
+        Folded { image, dropped: gathered.dropped }
+    }
+}

@@ -1,0 +1,219 @@
+//! Logical redo records: every byte, and how they are applied at open.
+//!
+//! # Format
+//!
+//! The body of a record, by its kind; integers are little-endian:
+//!
+//! | KIND | BODY |
+//! |---|---|
+//! | 1, put | tree u32, length of the key u32, key, value |
+//! | 2, remove | tree u32, key |
+//! | 3, put a big value | tree u32, length of the key u32, key, reference (16 bytes), nonce of its segment u64 |
+//! | 4, create a tree | tree u32, name |
+//! | 5, drop a tree | tree u32 |
+//! | 6, identifiers | u64: those below may have been handed out |
+//!
+//! A reader refuses other kinds with `Unsupported`. Replay is idempotent: the last record of a key decides.
+
+use super::leaf::BigRef;
+use crate::pagecache::FRAME;
+
+/// Kinds of records.
+pub mod kind {
+    /// Put.
+    pub const PUT: u8 = 1;
+    /// Remove.
+    pub const REMOVE: u8 = 2;
+    /// Put a big value.
+    pub const PUT_BIG: u8 = 3;
+    /// Create a tree.
+    pub const CREATE: u8 = 4;
+    /// Drop a tree.
+    pub const DROP: u8 = 5;
+    /// Identifiers.
+    pub const IDS: u8 = 6;
+}
+
+/// A record to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Record<'a> {
+    /// The key has the value.
+    Put {
+        /// Id of the tree.
+        tree: u32,
+        /// The key.
+        key: &'a [u8],
+        /// The value.
+        value: &'a [u8],
+    },
+    /// The key has no value.
+    Remove {
+        /// Id of the tree.
+        tree: u32,
+        /// The key.
+        key: &'a [u8],
+    },
+    /// The key has the big value.
+    PutBig {
+        /// Id of the tree.
+        tree: u32,
+        /// The key.
+        key: &'a [u8],
+        /// Where the value is.
+        big: BigRef,
+        /// Nonce of the segment that it is in.
+        nonce: u64,
+    },
+    /// There is a tree.
+    Create {
+        /// Its id.
+        tree: u32,
+        /// Its name.
+        name: &'a [u8],
+    },
+    /// The tree is gone.
+    Drop {
+        /// Its id.
+        tree: u32,
+    },
+    /// Identifiers below may have been handed out.
+    Ids {
+        /// The bound.
+        floor: u64,
+    },
+}
+
+const BIG: usize = BigRef::LEN + 8;
+
+impl<'a> Record<'a> {
+    /// Bytes of the whole record.
+    #[inline]
+    pub fn len(&self) -> usize {
+        FRAME
+            + match self {
+                Record::Put { key, value, .. } => 8 + key.len() + value.len(),
+                Record::Remove { key, .. } => 4 + key.len(),
+                Record::PutBig { key, .. } => 8 + key.len() + BIG,
+                Record::Create { name, .. } => 4 + name.len(),
+                Record::Drop { .. } => 4,
+                Record::Ids { .. } => 8,
+            }
+    }
+
+    fn kind(&self) -> u8 {
+        match self {
+            Record::Put { .. } => kind::PUT,
+            Record::Remove { .. } => kind::REMOVE,
+            Record::PutBig { .. } => kind::PUT_BIG,
+            Record::Create { .. } => kind::CREATE,
+            Record::Drop { .. } => kind::DROP,
+            Record::Ids { .. } => kind::IDS,
+        }
+    }
+
+    /// Writes the record into `out`, which has [`Self::len`] bytes.
+    #[inline]
+    pub fn encode(&self, out: &mut [u8]) {
+        crate::pagecache::frame_record(out, self.kind());
+        let mut rest = &mut out[FRAME..];
+        let mut put = |bytes: &[u8]| {
+            let (now, later) = std::mem::take(&mut rest).split_at_mut(bytes.len());
+            now.copy_from_slice(bytes);
+            rest = later;
+        };
+        match *self {
+            Record::Put { tree, key, value } => {
+                put(&tree.to_le_bytes());
+                put(&(key.len() as u32).to_le_bytes());
+                put(key);
+                put(value);
+            }
+            Record::Remove { tree, key } => {
+                put(&tree.to_le_bytes());
+                put(key);
+            }
+            Record::PutBig { tree, key, big, nonce } => {
+                put(&tree.to_le_bytes());
+                put(&(key.len() as u32).to_le_bytes());
+                put(key);
+                put(&big.encode());
+                put(&nonce.to_le_bytes());
+            }
+            Record::Create { tree, name } => {
+                put(&tree.to_le_bytes());
+                put(name);
+            }
+            Record::Drop { tree } => put(&tree.to_le_bytes()),
+            Record::Ids { floor } => put(&floor.to_le_bytes()),
+        }
+        debug_assert!(rest.is_empty(), "the length that was announced");
+    }
+
+    /// The record of a kind with a body; `None`: no encoder writes these bytes.
+    pub fn decode(kind: u8, body: &'a [u8]) -> Option<Record<'a>> {
+        let (tree, rest) = body.split_first_chunk::<4>()?;
+        let tree = u32::from_le_bytes(*tree);
+        let keyed = || {
+            let (len, rest) = rest.split_first_chunk::<4>()?;
+            rest.split_at_checked(u32::from_le_bytes(*len) as usize)
+        };
+        match kind {
+            kind::PUT => keyed().map(|(key, value)| Record::Put { tree, key, value }),
+            kind::REMOVE => Some(Record::Remove { tree, key: rest }),
+            kind::PUT_BIG => {
+                let (key, tail) = keyed()?;
+                let tail: &[u8; BIG] = tail.try_into().ok()?;
+                let (big, nonce) = tail.split_last_chunk::<8>()?;
+                let (big, nonce) = (BigRef::decode(big), u64::from_le_bytes(*nonce));
+                Some(Record::PutBig { tree, key, big, nonce })
+            }
+            kind::CREATE => Some(Record::Create { tree, name: rest }),
+            kind::DROP => rest.is_empty().then_some(Record::Drop { tree }),
+            kind::IDS => Some(Record::Ids { floor: u64::from_le_bytes(body.try_into().ok()?) }),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pagecache::ImageAddr;
+
+    fn encoded(record: Record<'_>) -> Vec<u8> {
+        let mut out = vec![0xAA; record.len()];
+        record.encode(&mut out);
+        assert_eq!(Record::decode(out[4], &out[FRAME..]), Some(record));
+        out
+    }
+
+    #[test]
+    fn records_have_the_documented_bytes() {
+        let put = encoded(Record::Put { tree: 2, key: b"k", value: b"vw" });
+        assert_eq!(put, [16, 0, 0, 0, 1, 2, 0, 0, 0, 1, 0, 0, 0, b'k', b'v', b'w']);
+        assert_eq!(encoded(Record::Remove { tree: 2, key: b"k" }), [10, 0, 0, 0, 2, 2, 0, 0, 0, b'k']);
+        let big = BigRef { image: ImageAddr(7), len: 9 };
+        let expected = [
+            &[38, 0, 0, 0, 3, 2, 0, 0, 0, 1, 0, 0, 0, b'k'][..],
+            &[7, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0],
+        ];
+        assert_eq!(encoded(Record::PutBig { tree: 2, key: b"k", big, nonce: 5 }), expected.concat());
+        assert_eq!(encoded(Record::Create { tree: 3, name: b"n" }), [10, 0, 0, 0, 4, 3, 0, 0, 0, b'n']);
+        assert_eq!(encoded(Record::Drop { tree: 3 }), [9, 0, 0, 0, 5, 3, 0, 0, 0]);
+        assert_eq!(encoded(Record::Ids { floor: 4 }), [13, 0, 0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn bodies_that_no_encoder_writes_are_refused() {
+        for (kind, body) in [
+            (kind::PUT, &[1, 0, 0, 0, 9, 0, 0, 0, 1][..]),
+            (kind::PUT, &[1, 0, 0]),
+            (kind::PUT_BIG, &[1, 0, 0, 0, 0, 0, 0, 0, 1]),
+            (kind::DROP, &[1, 0, 0, 0, 0]),
+            (kind::IDS, &[1, 0, 0, 0]),
+            (77, &[0; 16]),
+        ] {
+            assert_eq!(Record::decode(kind, body), None);
+        }
+    }
+}

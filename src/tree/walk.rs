@@ -1,0 +1,439 @@
+//! Goes through all leaves for a checkpoint, and rebuilds the trees from one.
+//!
+//! # How it works
+//!
+//! A step of the walk takes one node of the lowest inner level, as it was at one instant, under the maintenance lock,
+//! and adds an entry for each of its leaves. A leaf that is split meanwhile is followed to the right up to the next
+//! separator; one that is evicted is complete and has exactly the range between its separators (T3). The
+//! entries of a step cover the node's range without gaps, and the next step starts where that ends, so the
+//! directory is a partition of the key space whatever is split meanwhile. Pages are merged only between checkpoints.
+//!
+//! At open the entries come back in order; each level's nodes are built as they fill up.
+
+use super::catalog::{BwTree, DEFAULT_ID, DEFAULT_TREE};
+use super::consolidate::Fold;
+use super::delta::build;
+use super::descent::At;
+use super::inner::{self, Inner};
+use super::leaf::{BigRef, Leaf, LeafBuilder, fingerprint};
+use super::redo::Record;
+use super::{Forest, add};
+use crate::base::Lsn;
+use crate::error::{Error, Result};
+use crate::pagecache::{
+    CheckpointBuilder, DeltaKind, FrameKind, ImageAddr, Item, NewDelta, NewFrame, PageState, Published, Word,
+};
+use crossbeam_epoch::Guard;
+use std::sync::Arc;
+
+impl Forest {
+    /// Makes a checkpoint.
+    ///
+    /// # Errors
+    /// What reading or writing failed with; then the checkpoint before stays.
+    pub fn checkpoint(&self) -> Result<()> {
+        let _one_at_a_time = self.checkpointing.lock();
+        let mut builder = self.cache.begin_checkpoint()?;
+        let (trees, next_tree) = self.catalog.snapshot();
+        let id_floor = self.id_floor();
+        match self.list(&mut builder, &trees) {
+            Ok(()) => self.cache.finish_checkpoint(builder, next_tree, id_floor),
+            Err(error) => {
+                self.cache.abandon_checkpoint(builder);
+                Err(error)
+            }
+        }
+    }
+
+    fn list(&self, builder: &mut CheckpointBuilder, trees: &[Arc<BwTree>]) -> Result<()> {
+        for tree in trees {
+            builder.tree(tree.id, tree.is_big(), &tree.name);
+            let mut low = Some(Vec::new());
+            while let Some(from) = low {
+                low = match self.list_step(builder, tree, &from) {
+                    Ok(next) => next,
+                    // Dropped meanwhile, which is in the redo tail: what was listed of it is a tree that ends early.
+                    Err(Error::CollectionNotFound(_)) => {
+                        if from.is_empty() {
+                            self.cache.add_leaf(builder, &from, ImageAddr::NONE)?;
+                        }
+                        None
+                    }
+                    Err(error) => return Err(error),
+                };
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists the leaves of one lowest inner node from `from` on; where the next step starts.
+    fn list_step(
+        &self,
+        builder: &mut CheckpointBuilder,
+        tree: &BwTree,
+        from: &[u8],
+    ) -> Result<Option<Vec<u8>>> {
+        let _lock = self.cache.maintain();
+        let guard = crossbeam_epoch::pin();
+        tree.check()?;
+        let Some((at, _)) = self.inner_at(tree, 1, from, &guard)? else {
+            return self.list_leaf(builder, tree, tree.root, from, None, &guard);
+        };
+        let node = Inner::new(at.frame.base());
+        let mut next = from.to_vec();
+        for i in node.find(from)..node.children() {
+            let high = if i + 1 < node.children() {
+                Some(node.separator(i + 1))
+            } else {
+                node.high().map(<[u8]>::to_vec)
+            };
+            // Up to the next separator, however often the leaf was split since.
+            loop {
+                let end = high.as_deref();
+                match self.list_leaf(builder, tree, node.child(i), &next, end, &guard)? {
+                    None => return Ok(None),
+                    Some(reached) => next = reached,
+                }
+                if high.as_ref().is_none_or(|high| next >= *high) {
+                    break;
+                }
+            }
+        }
+        Ok(node.high().map(|_| next))
+    }
+
+    /// Lists the leaf that has `low`, starting at `pid`; its high fence. `high`: the next separator.
+    fn list_leaf(
+        &self,
+        builder: &mut CheckpointBuilder,
+        tree: &BwTree,
+        pid: u32,
+        low: &[u8],
+        high: Option<&[u8]>,
+        guard: &Guard,
+    ) -> Result<Option<Vec<u8>>> {
+        if let (_, PageState::Disk(image)) = self.cache.load(pid, guard) {
+            // Complete, and its range is that between the separators, unless it was split off and evicted since the
+            // node was loaded; then the walk from the root knows better.
+            if let Some((at, _)) = self.inner_at(tree, 1, low, guard)? {
+                let node = Inner::new(at.frame.base());
+                let index = node.find(low);
+                if node.child(index) == pid && node.separator(index) == low {
+                    let end = if index + 1 < node.children() {
+                        Some(node.separator(index + 1))
+                    } else {
+                        node.high().map(<[u8]>::to_vec)
+                    };
+                    self.cache.add_leaf(builder, low, image)?;
+                    return Ok(end);
+                }
+            } else if pid == tree.root {
+                self.cache.add_leaf(builder, low, image)?;
+                return Ok(None);
+            }
+        }
+        let at = self.leaf(tree, low, guard)?;
+        let leaf = at.leaf();
+        debug_assert_eq!(leaf.low(), low, "T1: the listed leaves have no gaps");
+        debug_assert!(high.is_none_or(|high| leaf.high().is_some_and(|end| end <= high)), "T1");
+        let image = self.cache.settle(builder, at.pid, at.frame, guard)?;
+        self.cache.add_leaf(builder, low, image)?;
+        if leaf.image_len() < self.options.leaf / 4 && !(leaf.low().is_empty() && leaf.high().is_none()) {
+            self.note_sparse(tree, low);
+        }
+        Ok(leaf.high().map(<[u8]>::to_vec))
+    }
+
+    /// Builds the trees of the durable checkpoint; no leaf is read.
+    ///
+    /// # Errors
+    /// `Corruption` when the directory is not one, or what reading failed with.
+    pub(super) fn load_directory(&self) -> Result<Lsn> {
+        let mut builder: Option<TreeBuilder<'_>> = None;
+        let mut captured = Lsn(0);
+        if let Some(root) = self.cache.load_root()? {
+            captured = root.captured;
+            self.catalog.reserve_ids(root.next_tree);
+            self.cache.read_directory(&root, &mut |item| {
+                match item {
+                    Item::Tree(id, big, name) => {
+                        let next = TreeBuilder::new(self, id, big, name);
+                        if let Some(done) = builder.replace(next) {
+                            done.finish()?;
+                        }
+                    }
+                    Item::Leaf(low, image) => {
+                        let Some(builder) = &mut builder else { return Err(malformed("a leaf of no tree")) };
+                        builder.leaf(low, image)?;
+                    }
+                    Item::End => {
+                        if let Some(done) = builder.take() {
+                            done.finish()?;
+                        }
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        if self.catalog.get_id(DEFAULT_ID).is_none() {
+            let tree = self.new_tree(DEFAULT_ID, DEFAULT_TREE)?;
+            self.catalog.insert(tree);
+        }
+        Ok(captured)
+    }
+
+    /// A tree with an empty root leaf.
+    pub(super) fn new_tree(&self, id: u32, name: &[u8]) -> Result<BwTree> {
+        let guard = crossbeam_epoch::pin();
+        let root = self.cache.allocate(self.empty_leaf(id, &guard))?;
+        Ok(BwTree::new(id, name, root, false))
+    }
+
+    fn empty_leaf<'g>(&self, tree: u32, guard: &'g Guard) -> crate::pagecache::FrameRef<'g> {
+        let base = LeafBuilder::new(b"", None).finish();
+        let new = NewFrame {
+            kind: FrameKind::Leaf,
+            overlay: false,
+            tree,
+            base: &base,
+            disk: ImageAddr::NONE,
+            first_lsn: Lsn::MAX,
+            right: 0,
+        };
+        self.cache.frame(new, guard)
+    }
+
+    /// Applies a redo record; `false`: it refers to a big value that never reached the medium.
+    ///
+    /// # Errors
+    /// `Unsupported` for a record of an unknown kind, `Corruption` for a malformed one, what writing failed with.
+    pub(super) fn replay(&self, lsn: Lsn, kind: u8, body: &[u8], captured: Lsn) -> Result<bool> {
+        let Some(record) = Record::decode(kind, body) else {
+            log::error!("redo record of kind {kind} at LSN {} cannot be read", lsn.0);
+            let known = (1..=super::redo::kind::IDS).contains(&kind);
+            return Err(if known {
+                Error::Corruption { at: None, bt: () }
+            } else {
+                Error::Unsupported(format!("redo record of kind {kind}: written by a later version?"))
+            });
+        };
+        match record {
+            Record::Put { tree, key, value } => self.replay_change(tree, key, DeltaKind::Put, value, lsn)?,
+            Record::Remove { tree, key } => self.replay_change(tree, key, DeltaKind::Remove, &[], lsn)?,
+            Record::PutBig { tree, key, big, nonce } => {
+                if !self.cache.adopt_big(big.image, nonce)? {
+                    return Ok(false);
+                }
+                if lsn >= captured || self.catalog.get_id(tree).is_none() {
+                    self.cache.revive_big(big.image);
+                }
+                match self.catalog.get_id(tree) {
+                    Some(found) => found.set_big(),
+                    // The tree was dropped, and nothing refers to the value.
+                    None => self.cache.kill(big.image),
+                }
+                self.replay_change(tree, key, DeltaKind::PutBig, &big.encode(), lsn)?;
+            }
+            Record::Create { tree, name } => {
+                // A smaller id than the directory's next, and not in it: dropped before the checkpoint.
+                if tree >= self.catalog.next_id() {
+                    let new = self.new_tree(tree, name)?;
+                    self.catalog.insert(new);
+                }
+            }
+            Record::Drop { tree } => {
+                if let Some(found) = self.catalog.get_id(tree) {
+                    self.catalog.remove(&found.name, |_| Ok(()))?;
+                    self.note_dropped(found);
+                }
+            }
+            Record::Ids { floor } => self.raise_id_floor(floor),
+        }
+        Ok(true)
+    }
+
+    /// Publishes a change without reading its leaf.
+    fn replay_change(&self, id: u32, key: &[u8], kind: DeltaKind, value: &[u8], lsn: Lsn) -> Result<()> {
+        let Some(tree) = self.catalog.get_id(id) else { return Ok(()) };
+        let fingerprint = fingerprint(key);
+        loop {
+            let guard = crossbeam_epoch::pin();
+            let at = self.overlay_leaf(&tree, key, &guard)?;
+            at.frame.touch();
+            let (used, frozen) = at.frame.used();
+            if frozen {
+                self.consolidate(&tree, at, Fold::Blind, &guard)?;
+                drop(guard);
+                self.keep_up_reading();
+                continue;
+            }
+            let delta = NewDelta::new(self.cache.arena(), kind, key, value);
+            delta.set_lsn(lsn);
+            if let (Published::Installed, _) = at.frame.publish(used, fingerprint, delta) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The leaf of a key; an evicted one becomes an overlay, with its fences from the parent.
+    fn overlay_leaf<'g>(&self, tree: &BwTree, key: &[u8], guard: &'g Guard) -> Result<At<'g>> {
+        let (pid, low, high) = match self.inner_at(tree, 1, key, guard)? {
+            None => (tree.root, Vec::new(), None),
+            Some((at, _)) => {
+                let node = Inner::new(at.frame.base());
+                let index = node.find(key);
+                let high = if index + 1 < node.children() {
+                    Some(node.separator(index + 1))
+                } else {
+                    node.high().map(<[u8]>::to_vec)
+                };
+                (node.child(index), node.separator(index), high)
+            }
+        };
+        if let (word, PageState::Disk(image)) = self.cache.load(pid, guard) {
+            let base = build(&[], &low, high.as_deref());
+            let new = NewFrame {
+                kind: FrameKind::Leaf,
+                overlay: true,
+                tree: tree.id,
+                base: &base,
+                disk: image,
+                first_lsn: Lsn::MAX,
+                right: 0,
+            };
+            let frame = self.cache.frame(new, guard);
+            if self.cache.table().swap(pid, word, Word::resident(frame)) {
+                return Ok(At { pid, frame });
+            }
+            self.cache.discard(frame);
+        }
+        self.leaf(tree, key, guard)
+    }
+}
+
+fn malformed(what: &str) -> Error {
+    log::error!("malformed leaf directory: {what}");
+    Error::Corruption { at: None, bt: () }
+}
+
+/// Builds a tree from its directory entries, level by level as nodes fill up.
+struct TreeBuilder<'a> {
+    forest: &'a Forest,
+    id: u32,
+    big: bool,
+    name: Vec<u8>,
+    previous: Option<Vec<u8>>,
+    /// Children collected for the next node of each level, lowest first.
+    levels: Vec<Vec<(Vec<u8>, u32)>>,
+    /// The last node built of each level, to learn its right sibling.
+    waiting: Vec<Option<(u32, Vec<(Vec<u8>, u32)>)>>,
+}
+
+impl<'a> TreeBuilder<'a> {
+    fn new(forest: &'a Forest, id: u32, big: bool, name: Vec<u8>) -> TreeBuilder<'a> {
+        let (levels, waiting) = (vec![Vec::new()], vec![None]);
+        TreeBuilder { forest, id, big, name, previous: None, levels, waiting }
+    }
+
+    fn leaf(&mut self, low: Vec<u8>, image: ImageAddr) -> Result<()> {
+        let ascends = match &self.previous {
+            None => low.is_empty(),
+            Some(previous) => *previous < low,
+        };
+        if !ascends {
+            return Err(malformed("leaves not in order"));
+        }
+        if !image.is_some() && !low.is_empty() {
+            return Err(malformed("a leaf without an image"));
+        }
+        let pid = if image.is_some() {
+            if !self.forest.cache.revive_leaf(image) {
+                return Err(Error::corruption_at(image.offset()));
+            }
+            let pid = self.forest.cache.allocate_empty()?;
+            self.forest.cache.table().set(pid, Word::disk(image));
+            pid
+        } else {
+            let guard = crossbeam_epoch::pin();
+            self.forest.cache.allocate(self.forest.empty_leaf(self.id, &guard))?
+        };
+        self.previous = Some(low.clone());
+        self.add(0, low, pid)
+    }
+
+    /// Adds a child to the node being collected above `level`.
+    fn add(&mut self, level: usize, low: Vec<u8>, pid: u32) -> Result<()> {
+        if self.levels.len() == level {
+            self.levels.push(Vec::new());
+            self.waiting.push(None);
+        }
+        self.levels[level].push((low, pid));
+        let full = (self.forest.options.fanout / 4 * 3).max(2);
+        if self.levels[level].len() > full {
+            // One more is kept, so that no node is left without children.
+            let rest = self.levels[level].split_off(full);
+            let children = std::mem::replace(&mut self.levels[level], rest);
+            self.node(level, children)?;
+        }
+        Ok(())
+    }
+
+    /// A node is complete; the one before it is built now that its right sibling is known.
+    fn node(&mut self, level: usize, children: Vec<(Vec<u8>, u32)>) -> Result<()> {
+        let pid = self.forest.cache.allocate_empty()?;
+        let low = children[0].0.clone();
+        if let Some((before, its)) = self.waiting[level].replace((pid, children)) {
+            self.set_node(level, before, &its, Some(&low), pid);
+        }
+        self.add(level + 1, low, pid)
+    }
+
+    fn set_node(&self, level: usize, pid: u32, children: &[(Vec<u8>, u32)], high: Option<&[u8]>, right: u32) {
+        let guard = crossbeam_epoch::pin();
+        let children: Vec<(&[u8], u32)> = children.iter().map(|(key, pid)| (key.as_slice(), *pid)).collect();
+        let level = u32::try_from(level + 1).expect("a tree has few levels");
+        let node = inner::build(level, &children, high, right);
+        let new = NewFrame {
+            kind: FrameKind::Inner,
+            overlay: false,
+            tree: self.id,
+            base: &node,
+            disk: ImageAddr::NONE,
+            first_lsn: Lsn::MAX,
+            right: 0,
+        };
+        self.forest.cache.table().set(pid, Word::resident(self.forest.cache.frame(new, &guard)));
+    }
+
+    /// No more leaves: builds what is left of each level up to the root.
+    fn finish(mut self) -> Result<()> {
+        if self.previous.is_none() {
+            return Err(malformed("a tree without leaves"));
+        }
+        let mut level = 0;
+        let root = loop {
+            let rest = std::mem::take(&mut self.levels[level]);
+            if self.waiting[level].is_none() && rest.len() == 1 {
+                break rest[0].1;
+            }
+            if !rest.is_empty() {
+                self.node(level, rest)?;
+            }
+            if let Some((pid, children)) = self.waiting[level].take() {
+                self.set_node(level, pid, &children, None, 0);
+            }
+            level += 1;
+        };
+        add(&self.forest.counters.trees_loaded);
+        self.forest.catalog.insert(BwTree::new(self.id, &self.name, root, self.big));
+        Ok(())
+    }
+}
+
+/// Looks at a big value's reference in a leaf's record.
+pub(super) fn big_refs(leaf: Leaf<'_>) -> impl Iterator<Item = BigRef> + '_ {
+    (0..leaf.len()).filter_map(move |i| match leaf.record(i).1 {
+        super::leaf::Value::Big(bytes) => Some(BigRef::decode(bytes)),
+        _ => None,
+    })
+}

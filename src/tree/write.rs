@@ -1,0 +1,254 @@
+//! Point writes: THE loop that looks, reserves, publishes and completes.
+//!
+//! # How it works
+//!
+//! 1. Find the leaf; look through its deltas and base for the key's exact old value.
+//! 2. Ask the caller what to do about it. A big value's image is written now.
+//! 3. Reserve a redo record and fill it in.
+//! 4. CAS the delta into the first empty slot: the linearization point.
+//! 5. Complete the reservation.
+//!
+//! When the slot was taken by a delta of another key, the next slot is tried with the same reservation. When it was
+//! the same key, or the frame was frozen, the reservation becomes padding and everything starts over with the
+//! newest value: that keeps T5, for between the two reservations somebody else may have written the key.
+
+use super::consolidate::Fold;
+use super::delta::{big_image, value_of};
+use super::descent::At;
+use super::leaf::{BigRef, Value, fingerprint};
+use super::read::Found;
+use super::redo::Record;
+use super::{BwTree, Forest};
+use crate::error::Result;
+use crate::ivec::IVec;
+use crate::pagecache::{DeltaKind, ImageAddr, NewDelta, Published, SLOTS};
+
+/// What to do about a key.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// Leave it as it is.
+    Keep,
+    /// Give it this value.
+    Put(IVec),
+    /// Take its value away.
+    Remove,
+}
+
+/// What a write did.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// The value before.
+    pub old: Option<IVec>,
+    /// Whether something was published.
+    pub changed: bool,
+}
+
+/// What was decided, ready to be published again after a lost race.
+enum Ready {
+    Inline(IVec),
+    Big(BigRef),
+    Gone,
+}
+
+impl Forest {
+    /// Changes the value of a key in one step to what `decide` makes of the old one; `decide` is called
+    /// again when somebody else was faster.
+    ///
+    /// # Errors
+    /// What reading or writing failed with, then nothing changed; `CollectionNotFound`.
+    pub fn write(
+        &self,
+        tree: &BwTree,
+        key: &[u8],
+        mut decide: impl FnMut(Option<&IVec>) -> Result<Change>,
+    ) -> Result<Written> {
+        if self.cache.over_hard_limit() {
+            self.keep_up()?;
+        }
+        let fingerprint = fingerprint(key);
+        // The image of a big value that was decided on; written once as long as the decision stays the same.
+        let mut image: Option<(IVec, BigRef)> = None;
+        let written = loop {
+            match self.write_once(tree, key, fingerprint, &mut decide, &mut image) {
+                Ok(None) => {}
+                Ok(Some(written)) => break Ok(written),
+                Err(error) => break Err(error),
+            }
+        };
+        if let Some((_, big)) = image {
+            // It was not published.
+            self.cache.kill(big.image);
+        }
+        written
+    }
+
+    /// One attempt; `None`: somebody else was faster.
+    fn write_once(
+        &self,
+        tree: &BwTree,
+        key: &[u8],
+        fingerprint: u16,
+        decide: &mut impl FnMut(Option<&IVec>) -> Result<Change>,
+        image: &mut Option<(IVec, BigRef)>,
+    ) -> Result<Option<Written>> {
+        let guard = crossbeam_epoch::pin();
+        tree.check()?;
+        let at = self.leaf(tree, key, &guard)?;
+        at.frame.touch();
+        let look = at.frame.look(fingerprint, key);
+        let found = match look.delta {
+            Some(delta) => match value_of(delta) {
+                Value::Gone => Found::Absent,
+                value => Found::Value(value),
+            },
+            None => Found::in_base(at, key, fingerprint),
+        };
+        if look.frozen || found == Found::Unknown {
+            self.consolidate(tree, at, Fold::Whole, &guard)?;
+            drop(guard);
+            self.keep_up()?;
+            return Ok(None);
+        }
+        let (old, old_image) = match found {
+            Found::Value(value) => (Some(self.copy_out(value)?), big_image(value)),
+            _ => (None, None),
+        };
+        let ready = match decide(old.as_ref())? {
+            Change::Keep => return Ok(Some(Written { old, changed: false })),
+            Change::Remove => Ready::Gone,
+            Change::Put(value) if value.len() <= self.options.big_value => Ready::Inline(value),
+            Change::Put(value) => Ready::Big(self.big_value(tree, key, value, image)?),
+        };
+        let encoded;
+        let (kind, value, record) = match &ready {
+            Ready::Gone => (DeltaKind::Remove, &[][..], Record::Remove { tree: tree.id, key }),
+            Ready::Inline(value) => (DeltaKind::Put, &value[..], Record::Put { tree: tree.id, key, value }),
+            Ready::Big(big) => {
+                encoded = big.encode();
+                let nonce = self.cache.nonce(big.image);
+                (DeltaKind::PutBig, &encoded[..], Record::PutBig { tree: tree.id, key, big: *big, nonce })
+            }
+        };
+        let Some(slot) = self.publish(at, look.used, fingerprint, (kind, value), &record, key)? else {
+            return Ok(None);
+        };
+        if matches!(ready, Ready::Big(_)) {
+            *image = None;
+        }
+        let busy = old_image.is_some() || matches!(ready, Ready::Big(_));
+        if old_image.is_some() || slot + 1 == SLOTS {
+            // A full frame is due; folding a big value away at once lets its bytes be reused soon.
+            // The change is made, whatever becomes of this; the next writer folds a frozen frame.
+            let _ = self.consolidate(tree, at, Fold::Whole, &guard);
+        }
+        drop(guard);
+        if busy || slot + 1 == SLOTS {
+            // Neither can it fail because of what is due besides it; the next write is told, if it must wait.
+            let _ = self.keep_up();
+        }
+        Ok(Some(Written { old, changed: true }))
+    }
+
+    /// Reserves the record, publishes the delta and completes, from slot `slot` on. The slot it went to; `None`: the
+    /// frame was frozen or the key was written meanwhile.
+    fn publish(
+        &self,
+        at: At<'_>,
+        mut slot: usize,
+        fingerprint: u16,
+        (kind, value): (DeltaKind, &[u8]),
+        record: &Record<'_>,
+        key: &[u8],
+    ) -> Result<Option<usize>> {
+        let mut delta = NewDelta::new(self.cache.arena(), kind, key, value);
+        let mut space = self.cache.reserve(record.len())?;
+        record.encode(space.bytes());
+        delta.set_lsn(space.lsn());
+        loop {
+            match at.frame.publish(slot, fingerprint, delta) {
+                (Published::Installed, _) => break,
+                // Dropping the reservation turns the record into padding.
+                (Published::Frozen, _) => return Ok(None),
+                (Published::Taken, back) => {
+                    if at.frame.delta(slot).key == key {
+                        return Ok(None);
+                    }
+                    delta = back.expect("a delta that was not installed is handed back");
+                    slot += 1;
+                }
+            }
+        }
+        space.complete();
+        Ok(Some(slot))
+    }
+
+    /// Whether the key refers to the image.
+    ///
+    /// # Errors
+    /// What reading failed with; `CollectionNotFound`.
+    pub(super) fn refers(&self, tree: &BwTree, key: &[u8], image: ImageAddr) -> Result<bool> {
+        self.get_with(tree, key, |_, found, _| Ok(found.and_then(big_image) == Some(image)))
+    }
+
+    /// Makes the key refer to `new` if it refers to the image `old`; whether it did.
+    ///
+    /// # Errors
+    /// What reading or writing failed with; `CollectionNotFound`.
+    pub(super) fn relocate_big(
+        &self,
+        tree: &BwTree,
+        key: &[u8],
+        old: ImageAddr,
+        new: BigRef,
+    ) -> Result<bool> {
+        let fingerprint = fingerprint(key);
+        loop {
+            let guard = crossbeam_epoch::pin();
+            tree.check()?;
+            let at = self.leaf(tree, key, &guard)?;
+            let look = at.frame.look(fingerprint, key);
+            let value = match look.delta {
+                Some(delta) => Some(value_of(delta)),
+                None => at.leaf().find(key, fingerprint),
+            };
+            if value.is_none() && at.frame.overlay() || look.frozen {
+                self.consolidate(tree, at, Fold::Whole, &guard)?;
+                continue;
+            }
+            if value.and_then(big_image) != Some(old) {
+                return Ok(false);
+            }
+            let nonce = self.cache.nonce(new.image);
+            let record = Record::PutBig { tree: tree.id, key, big: new, nonce };
+            let encoded = new.encode();
+            let change = (DeltaKind::PutBig, &encoded[..]);
+            if self.publish(at, look.used, fingerprint, change, &record, key)?.is_some() {
+                // Folds the old reference away.
+                let _ = self.consolidate(tree, at, Fold::Whole, &guard);
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Writes a big value's image, unless that was done in an earlier attempt.
+    fn big_value(
+        &self,
+        tree: &BwTree,
+        key: &[u8],
+        value: IVec,
+        image: &mut Option<(IVec, BigRef)>,
+    ) -> Result<BigRef> {
+        if let Some((before, big)) = image {
+            if *before == value {
+                return Ok(*big);
+            }
+            self.cache.kill(big.image);
+            *image = None;
+        }
+        tree.set_big();
+        let big = BigRef { image: self.cache.write_big(tree.id, key, &value)?, len: value.len() as u64 };
+        super::add(&self.counters.big_values_written);
+        *image = Some((value, big));
+        Ok(big)
+    }
+}
