@@ -236,13 +236,10 @@ impl Drop for Engine {
         if let Some(threads) = &self.threads {
             threads.lock().stop(&self.core);
         }
-        if self.core.config.temporary {
-            return;
-        }
         let log = self.core.forest.log();
         let worth_it = log.redo_tail() > CLOSE_TAIL || log.redo_segments() > CLOSE_SEGMENTS;
         let closed = match self.core.flush() {
-            Ok(_) if worth_it => self.core.forest.settle(),
+            Ok(_) if worth_it && !self.core.config.temporary => self.core.forest.settle(),
             other => other.map(|_| ()),
         };
         if let Err(error) = closed {

@@ -23,15 +23,24 @@ struct End {
     pairs: Pairs,
     next: Start,
     limit: usize,
+    /// The bound was met: there is nothing more, whatever is inserted.
+    met: bool,
 }
 
 impl End {
     fn new(next: Start) -> End {
-        End { pairs: Pairs::new(), next, limit: FIRST_STEP }
+        End { pairs: Pairs::new(), next, limit: FIRST_STEP, met: false }
     }
 
-    fn longer(&mut self) {
+    /// Takes note of how a step ended.
+    fn advance(&mut self, next: Next) {
         self.limit = (self.limit * 2).min(LONGEST_STEP);
+        self.met = next == Next::Done;
+        if let Next::From(start) = next {
+            self.next = start;
+        } else if let Some((key, _)) = self.pairs.back() {
+            self.next = Start::Beyond(key.to_vec());
+        }
     }
 }
 
@@ -92,12 +101,7 @@ impl Iter {
             &mut self.front.pairs,
         )?;
         engine.forest().keep_up_reading();
-        self.front.longer();
-        if let Next::From(start) = next {
-            self.front.next = start;
-        } else if let Some((key, _)) = self.front.pairs.back() {
-            self.front.next = Start::Beyond(key.to_vec());
-        }
+        self.front.advance(next);
         Ok(())
     }
 
@@ -111,12 +115,7 @@ impl Iter {
             &mut self.back.pairs,
         )?;
         engine.forest().keep_up_reading();
-        self.back.longer();
-        if let Next::From(start) = next {
-            self.back.next = start;
-        } else if let Some((key, _)) = self.back.pairs.back() {
-            self.back.next = Start::Beyond(key.to_vec());
-        }
+        self.back.advance(next);
         Ok(())
     }
 
@@ -163,6 +162,7 @@ impl Iterator for Iter {
             return None;
         }
         if self.front.pairs.is_empty()
+            && !self.front.met
             && let Err(error) = self.step()
         {
             self.done = true;
@@ -189,6 +189,7 @@ impl DoubleEndedIterator for Iter {
             return None;
         }
         if self.back.pairs.is_empty()
+            && !self.back.met
             && let Err(error) = self.step_back()
         {
             self.done = true;

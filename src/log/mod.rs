@@ -177,7 +177,7 @@ impl Log {
         let superblock = read_superblock(&*storage)?;
         let segments = Arc::new(Segments::new(superblock.segment));
         let pages = PageStream::new(Arc::clone(&storage), Arc::clone(&segments));
-        Ok(Log {
+        let log = Log {
             pages,
             stability: Stability::new(superblock.stable),
             ring: OnceLock::new(),
@@ -191,7 +191,9 @@ impl Log {
             storage,
             segments,
             options,
-        })
+        };
+        log.segments.begin_recovery(log.file_segments()?);
+        Ok(log)
     }
 
     /// Number of segments that the file has room for.
@@ -273,9 +275,10 @@ impl Log {
             self.write_superblock(|s| Superblock { generation: s.generation + 1, redo, ..s.clone() })?;
             writer
         } else {
-            segments.adopt_free(self.file_segments()?);
             let found = redo_scan::scan(&*storage, &segments, superblock.redo, superblock.stable, each)?;
-            RedoWriter::resume(storage, segments, &found)
+            let writer = RedoWriter::resume(storage, Arc::clone(&segments), &found);
+            segments.end_recovery();
+            writer
         };
         let start = writer.lsn();
         // What was read back may lie in the caches of the system only; nothing is acknowledged before a sync.

@@ -31,6 +31,8 @@ const FAR: usize = 1 << 16;
 
 #[derive(Clone, Copy, Debug)]
 enum State {
+    /// Recovery has not found out yet; not taken for anything new.
+    Unknown,
     /// `written`: has blocks on the medium. `asked`: the medium was asked to take them back and would not.
     Free {
         written: bool,
@@ -391,7 +393,7 @@ impl Segments {
         };
         let mut inner = self.inner();
         Self::reach(&mut inner, last);
-        let unused = |n: u32| matches!(inner.states[n as usize], State::Free { .. });
+        let unused = |n: u32| matches!(inner.states[n as usize], State::Unknown);
         if !(number..last).all(unused) {
             return false;
         }
@@ -410,9 +412,10 @@ impl Segments {
             return false;
         }
         Self::reach(&mut inner, number + 1);
-        if !inner.free.remove(&number) {
+        if !matches!(inner.states[number as usize], State::Unknown | State::Free { .. }) {
             return false;
         }
+        inner.free.remove(&number);
         inner.states[number as usize] = State::Redo { written: true };
         true
     }
@@ -430,15 +433,30 @@ impl Segments {
         page.used = page.used.max(end - start);
     }
 
-    /// Recovery: makes the segments below `end` known; those not adopted are free.
-    pub fn adopt_free(&self, end: u32) {
-        Self::reach(&mut self.inner(), end);
+    /// Recovery begins: until [`Self::end_recovery`] nothing below `end` is taken that was not adopted, because the redo
+    /// tail may refer to it.
+    pub fn begin_recovery(&self, end: u32) {
+        let mut inner = self.inner();
+        while inner.states.len() < end as usize {
+            inner.states.push(State::Unknown);
+        }
+    }
+
+    /// Recovery is over: what was not adopted is free.
+    pub fn end_recovery(&self) {
+        let mut inner = self.inner();
+        let inner = &mut *inner;
+        for (number, state) in (0..).zip(&mut inner.states) {
+            if matches!(state, State::Unknown) {
+                *state = State::Free { written: true, asked: false };
+                inner.free.insert(number);
+            }
+        }
     }
 
     fn reach(inner: &mut Inner, end: u32) {
         while inner.states.len() < end as usize {
-            inner.free.insert(inner.states.len() as u32);
-            inner.states.push(State::Free { written: true, asked: false });
+            inner.states.push(State::Unknown);
         }
     }
 

@@ -188,7 +188,9 @@ impl<P: Page> PageCache<P> {
     fn write_root(&self, builder: &CheckpointBuilder, next_tree: u32) -> Result<ImageAddr> {
         // In this order: a big value whose record is before `captured` is in the counts.
         let captured = self.log().end();
-        let runs = self.log().segments().listed();
+        let mut runs = self.log().segments().listed();
+        // These are freed when this checkpoint is durable.
+        runs.retain(|(number, _)| !builder.dead.contains(number));
         let root = Root { next_tree, captured, runs, chunks: builder.chunks.clone() };
         self.log().append(Stream::Leaves, ImageKind::Root, 0, [&root.encode(), &[]])
     }

@@ -30,8 +30,10 @@ pub enum Start {
 pub enum Next {
     /// There.
     From(Start),
-    /// The bound, or the end of the tree, was reached.
+    /// A key past the bound was met, or there can be none within it.
     Done,
+    /// The end of the tree was reached; keys may be inserted there.
+    End,
 }
 
 /// Pairs that were copied out.
@@ -118,7 +120,7 @@ impl Forest {
                     return Ok(Next::From(Start::Beyond(key)));
                 }
             }
-            let Some(high) = at.leaf().high() else { return Ok(Next::Done) };
+            let Some(high) = at.leaf().high() else { return Ok(Next::End) };
             if !out.is_empty() {
                 return Ok(Next::From(Start::At(high.to_vec())));
             }
@@ -169,7 +171,10 @@ impl Forest {
                 }
             }
             let low = at.leaf().low();
-            if low.is_empty() || below(low, start) {
+            if low.is_empty() {
+                return Ok(Next::End);
+            }
+            if below(low, start) {
                 return Ok(Next::Done);
             }
             if !out.is_empty() {

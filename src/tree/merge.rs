@@ -65,15 +65,28 @@ impl Forest {
         let index = node.find(key);
         let left = if index > 0 { index - 1 } else { index };
         let (left_pid, right_pid) = (node.child(left), node.child(left + 1));
+        let separator = node.separator(left + 1);
+        if level == 0 {
+            // Reads, and may split; then the parent is not this one any more, and the next time is soon enough.
+            let both = self.mergeable(tree, left_pid, guard)?.is_some()
+                && self.mergeable(tree, right_pid, guard)?.is_some();
+            if !both {
+                return Ok(false);
+            }
+        }
+        let _shape = self.shape.lock();
+        if !self.are_siblings(tree, level + 1, &separator, left_pid, right_pid, guard)? {
+            return Ok(false);
+        }
         let merged = if level == 0 {
-            self.merge_leaves(tree, left_pid, right_pid, lock, guard)?
+            self.merge_leaves(tree, left_pid, right_pid, lock, guard)
         } else {
-            self.merge_inner(tree, left_pid, right_pid, guard)?
+            self.merge_inner(tree, left_pid, right_pid, guard)
         };
         if !merged {
             return Ok(false);
         }
-        self.drop_separator(tree, level + 1, &node.separator(left + 1), right_pid, guard)?;
+        self.drop_separator(tree, level + 1, &separator, right_pid, guard)?;
         self.cache.retire_pid(right_pid, guard);
         let left = node.children() - 1;
         if left == 1 && parent.pid == tree.root {
@@ -86,6 +99,23 @@ impl Forest {
             return Ok(false);
         }
         Ok(left <= (self.options.fanout / 4).max(1))
+    }
+
+    /// Whether two pages are next to each other under one parent, with `separator` between them.
+    fn are_siblings(
+        &self,
+        tree: &BwTree,
+        level: u32,
+        separator: &[u8],
+        left_pid: u32,
+        right_pid: u32,
+        guard: &Guard,
+    ) -> Result<bool> {
+        let Some((parent, _)) = self.inner_at(tree, level, separator, guard)? else { return Ok(false) };
+        let node = Inner::new(parent.frame.base());
+        let right = node.find(separator);
+        let posted = right > 0 && node.separator_is(right, separator);
+        Ok(posted && node.child(right) == right_pid && node.child(right - 1) == left_pid)
     }
 
     /// The frame of a leaf, faulted in if that is cheap; `None`: it is no leaf that can be merged.
@@ -111,26 +141,26 @@ impl Forest {
         right_pid: u32,
         _lock: &Maintenance<'_>,
         guard: &Guard,
-    ) -> Result<bool> {
-        let Some(left) = self.mergeable(tree, left_pid, guard)? else { return Ok(false) };
-        let Some(right) = self.mergeable(tree, right_pid, guard)? else { return Ok(false) };
+    ) -> bool {
+        let resident = |pid| match self.cache.load(pid, guard).1 {
+            PageState::Resident(frame) if frame.kind() == FrameKind::Leaf && !frame.overlay() => Some(frame),
+            _ => None,
+        };
+        let (Some(left), Some(right)) = (resident(left_pid), resident(right_pid)) else { return false };
         if left.bytes() + right.bytes() > self.options.leaf / 4 * 3 + 2 * 256 {
-            return Ok(false);
+            return false;
         }
         if !self.claim(left_pid, right_pid, right) {
-            return Ok(false);
+            return false;
         }
         let used = right.freeze();
         let right_leaf = Leaf::new(right.base());
         loop {
-            let left = match self.cache.load(left_pid, guard).1 {
-                PageState::Resident(frame) if frame.kind() == FrameKind::Leaf && !frame.overlay() => frame,
-                // Evicted before the lock was taken and never faulted in, or changed its nature.
-                _ => return Ok(self.unclaim(right_pid, right)),
-            };
+            // Changed its nature: the root, split.
+            let Some(left) = resident(left_pid) else { return self.unclaim(right_pid, right) };
             let left_leaf = Leaf::new(left.base());
             if left_leaf.high() != Some(right_leaf.low()) {
-                return Ok(self.unclaim(right_pid, right));
+                return self.unclaim(right_pid, right);
             }
             let left_used = left.freeze();
             let mut both = gather(left, left_used, None);
@@ -155,27 +185,27 @@ impl Forest {
         self.redirect(left_pid, right_pid, right, guard);
         self.cache.kill(right.disk());
         add(&self.counters.node_merges);
-        Ok(true)
+        true
     }
 
-    fn merge_inner(&self, tree: &BwTree, left_pid: u32, right_pid: u32, guard: &Guard) -> Result<bool> {
+    fn merge_inner(&self, tree: &BwTree, left_pid: u32, right_pid: u32, guard: &Guard) -> bool {
         let resident = |pid| match self.cache.load(pid, guard).1 {
             PageState::Resident(frame) if frame.kind() == FrameKind::Inner => Some(frame),
             _ => None,
         };
-        let (Some(left), Some(right)) = (resident(left_pid), resident(right_pid)) else { return Ok(false) };
+        let (Some(left), Some(right)) = (resident(left_pid), resident(right_pid)) else { return false };
         let right_node = Inner::new(right.base());
         if Inner::new(left.base()).children() + right_node.children() > self.options.fanout / 4 * 3 + 1 {
-            return Ok(false);
+            return false;
         }
         if !self.claim(left_pid, right_pid, right) {
-            return Ok(false);
+            return false;
         }
         loop {
-            let Some(left) = resident(left_pid) else { return Ok(self.unclaim(right_pid, right)) };
+            let Some(left) = resident(left_pid) else { return self.unclaim(right_pid, right) };
             let left_node = Inner::new(left.base());
             if left_node.high() != Some(right_node.low()) {
-                return Ok(self.unclaim(right_pid, right));
+                return self.unclaim(right_pid, right);
             }
             let mut children = left_node.to_children();
             children.extend(right_node.to_children());
@@ -186,7 +216,7 @@ impl Forest {
         }
         self.redirect(left_pid, right_pid, right, guard);
         add(&self.counters.inner_merges);
-        Ok(true)
+        true
     }
 
     /// Makes the word of a page say that it is being merged; `false`: its frame was replaced meanwhile.

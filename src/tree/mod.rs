@@ -138,6 +138,9 @@ pub struct Forest {
     pub counters: TreeCounters,
     /// Held while a checkpoint is made, and while nodes are merged, which its walk does not expect.
     checkpointing: Mutex<()>,
+    /// Inner nodes are split, and any nodes merged, under this: a page that is merged stays next to its left sibling
+    /// under one parent. Leaves are split, and separators posted, without it.
+    shape: Mutex<()>,
     /// Leaves that were small when they were folded: tree and low key.
     sparse: Mutex<BTreeSet<(u32, Vec<u8>)>>,
     /// Dropped trees whose guards may still be there.
@@ -169,6 +172,7 @@ impl Forest {
             catalog: Catalog::new(),
             counters: TreeCounters::default(),
             checkpointing: Mutex::default(),
+            shape: Mutex::default(),
             sparse: Mutex::default(),
             dropped: Arc::default(),
             next_id: AtomicU64::new(floor),
@@ -342,6 +346,14 @@ impl Forest {
                 Ok(())
             }
         }
+    }
+
+    /// Recovery: evicts as far as the capacity asks for it; nothing else can be due.
+    fn make_room(&self) -> Result<()> {
+        if self.cache.excess() == 0 {
+            return Ok(());
+        }
+        self.cache.evict(self.cache.margin(), &|id, at, guard| self.link(id, at, guard))
     }
 
     /// As [`Self::keep_up`] for operations that only read, which do not fail because pages cannot be written.

@@ -68,6 +68,7 @@ impl Forest {
         word: Word,
         guard: &Guard,
     ) -> Result<bool> {
+        let shape = self.shape.lock();
         // Ascending keys leave full nodes behind.
         let appended = node.high().is_none() && children.last().is_some_and(|(key, _)| !node.has(key));
         let cut = if appended { children.len() - 2 } else { children.len() / 2 }.max(1);
@@ -89,6 +90,7 @@ impl Forest {
                 return Ok(false);
             }
             add(&self.counters.inner_splits);
+            drop(shape);
             self.post(tree, node.level() + 1, separator, right_pid, guard)?;
             return Ok(true);
         }

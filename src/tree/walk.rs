@@ -135,7 +135,7 @@ impl Forest {
         let at = self.leaf(tree, low, guard)?;
         let leaf = at.leaf();
         debug_assert_eq!(leaf.low(), low, "T1: the listed leaves have no gaps");
-        debug_assert!(high.is_none_or(|high| leaf.high().is_some_and(|end| end <= high)), "T1");
+        debug_assert!(high.is_none_or(|high| leaf.high().is_some_and(|end| end <= high)), "T1: tree {} root {} pid {} at {} low {:?} high {:?} leaf {:?}..{:?} overlay {} right {} state {:?}", tree.id, tree.root, pid, at.pid, low, high, leaf.low(), leaf.high(), at.frame.overlay(), at.frame.right(), self.cache.load(pid, guard));
         let image = self.cache.settle(builder, at.pid, at.frame, guard)?;
         self.cache.add_leaf(builder, low, image)?;
         if leaf.image_len() < self.options.leaf / 4 && !(leaf.low().is_empty() && leaf.high().is_none()) {
@@ -264,7 +264,7 @@ impl Forest {
             if frozen {
                 self.consolidate(&tree, at, Fold::Blind, &guard)?;
                 drop(guard);
-                self.keep_up_reading();
+                self.make_room()?;
                 continue;
             }
             let delta = NewDelta::new(self.cache.arena(), kind, key, value);
