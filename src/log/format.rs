@@ -11,8 +11,8 @@
 //!
 //! Superblock (512 bytes, twice in each slot: at its start and 2048 bytes further on). The two slots are written in turn,
 //! so a file has two generations that follow each other, and the larger counts. A sector is not torn (S2), so a slot
-//! without a whole copy is damage, and as it may have been the newer one, the file is refused. The second slot is blank
-//! only while the first has generation 1:
+//! without a whole copy is damage, and as it may have been the newer one, the file is refused. While the first slot has
+//! generation 1 there is nothing in the database, and the second does not count:
 //!
 //! | OFFSET | SIZE | FIELD |
 //! |---|---|---|

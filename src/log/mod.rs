@@ -124,15 +124,18 @@ fn segment_size(asked: usize) -> u32 {
 }
 
 /// The newest copy in a slot; `None`: there is no whole one.
-fn read_slot(storage: &dyn Storage, at: u64, len: u64) -> Result<Option<Superblock>> {
+fn read_slot(storage: &dyn Storage, slot: u64, len: u64) -> Result<Option<Superblock>> {
     let mut newest: Option<Superblock> = None;
     let mut stranger = None;
-    for at in [at, at + COPY_AT] {
+    for at in [slot, slot + COPY_AT] {
         let mut sector = [0; SECTOR];
         let there = usize::try_from(len.saturating_sub(at)).map_or(SECTOR, |len| len.min(SECTOR));
         storage.read_at(at.min(len), &mut sector[..there])?;
         match Superblock::decode(&sector) {
-            Ok(Some(found)) if newest.as_ref().is_none_or(|n| n.generation < found.generation) => {
+            // One that belongs into the other slot got here by accident.
+            Ok(Some(found))
+                if found.slot() == slot && newest.as_ref().is_none_or(|n| n.generation < found.generation) =>
+            {
                 newest = Some(found);
             }
             Ok(_) => {}
@@ -151,7 +154,9 @@ fn read_superblock(storage: &dyn Storage) -> Result<Superblock> {
     let len = storage.len()?;
     let [first, second] = SLOTS_AT.map(|at| read_slot(storage, at, len));
     match (first, second) {
-        (Ok(Some(found)), Ok(None)) if found.generation == 1 => Ok(found),
+        (Ok(Some(found)), Err(error @ Error::Io(_))) if found.generation == 1 => Err(error),
+        // The creation was cut short: whatever is in the other slot was on its way.
+        (Ok(Some(found)), Ok(None) | Err(_)) if found.generation == 1 => Ok(found),
         (Ok(Some(a)), Ok(Some(b))) if a.generation.abs_diff(b.generation) == 1 => {
             Ok(if a.generation > b.generation { a } else { b })
         }
@@ -163,6 +168,7 @@ fn read_superblock(storage: &dyn Storage) -> Result<Superblock> {
         (Err(error), _) if error.to_string().contains("version") => Err(error),
         _ => {
             log::error!("a superblock is damaged or missing in the {len} bytes of the file");
+            if std::env::var("DBG").is_ok() { let mut b = vec![0; 8192.min(len as usize)]; storage.read_at(0, &mut b)?; for a in [0, 2048, 4096, 6144] { eprintln!("{a}: {:?}", b.get(a..a + 32)); } }
             Err(Error::corruption_at(0))
         }
     }
@@ -233,7 +239,7 @@ impl Log {
             let Some(found) = SegmentHeader::decode(&header, number) else { return Ok(false) };
             let units = u32::try_from(found.first).unwrap_or(u32::MAX);
             let used = format::HEADER as u64;
-            let page = Page { kind: found.kind, nonce, units, used, live: 0, sealed: true, emptied: false };
+            let page = Page { kind: found.kind, nonce, units, used, live: 0, pending: 0, sealed: true, emptied: false };
             if found.kind != SegmentKind::Big
                 || found.nonce != nonce
                 || !self.segments.adopt_page(number, page, self.file_segments()?)
@@ -272,7 +278,10 @@ impl Log {
             // From here on the superblock names a redo stream: what is flushed will be found.
             self.sync()?;
             let redo = writer.position();
-            self.write_superblock(|s| Superblock { generation: s.generation + 1, redo, ..s.clone() })?;
+            // Twice: generation 1 is gone when something can be flushed, so that it always means "nothing yet".
+            for _ in 0..2 {
+                self.write_superblock(|s| Superblock { generation: s.generation + 1, redo, ..s.clone() })?;
+            }
             writer
         } else {
             let found = redo_scan::scan(&*storage, &segments, superblock.redo, superblock.stable, each)?;

@@ -65,9 +65,6 @@ struct Open {
 struct Place {
     offset: u64,
     nonce: u64,
-    number: u32,
-    /// The segment's header is still to be written in front: how many segments the run has.
-    starts_run: Option<u32>,
 }
 
 /// The page stream of one file.
@@ -84,34 +81,59 @@ impl PageStream {
         PageStream { storage, segments, open: Default::default() }
     }
 
+    /// Takes a run of segments and writes its header, before anybody can claim a place in it: images without a header in
+    /// front would not be found by recovery.
+    fn start_run(&self, stream: Stream, units: u32) -> Result<(u32, u64)> {
+        let (number, nonce) = self.segments.open_page(stream.kind(), units);
+        let header = SegmentHeader {
+            kind: stream.kind(),
+            fresh: false,
+            number,
+            nonce,
+            first: u64::from(units),
+            next: (0, 0),
+        };
+        match self.storage.write_at(self.segments.offset(number), &header.encode()) {
+            Ok(()) => Ok((number, nonce)),
+            Err(error) => {
+                // Nothing is in it: the next checkpoint frees it.
+                self.segments.seal(number);
+                Err(error.into())
+            }
+        }
+    }
+
     /// Claims `bytes`, a multiple of 64, in the open segment of `stream`, or in a new one.
-    fn claim(&self, stream: Stream, bytes: usize) -> Place {
+    fn claim(&self, stream: Stream, bytes: usize) -> Result<Place> {
         let size = self.segments.size();
         if HEADER + bytes > size {
             let units = u32::try_from((HEADER + bytes).div_ceil(size)).expect("runs are counted in 32 bits");
-            let (number, nonce) = self.segments.open_page(stream.kind(), units);
-            self.segments.add(number, bytes as u64);
+            let (number, nonce) = self.start_run(stream, units)?;
+            self.segments.add(number, bytes as u64, stream == Stream::Big);
             self.segments.seal(number);
-            let offset = self.segments.offset(number) + HEADER as u64;
-            return Place { offset, nonce, number, starts_run: Some(units) };
+            return Ok(Place { offset: self.segments.offset(number) + HEADER as u64, nonce });
         }
         let mut slot = self.open[stream as usize].lock();
         if let Some(full) = slot.filter(|open| open.offset + bytes > size) {
             self.segments.seal(full.number);
             *slot = None;
         }
-        let fresh = slot.is_none();
-        let open = slot.get_or_insert_with(|| {
-            let (number, nonce) = self.segments.open_page(stream.kind(), 1);
-            Open { number, nonce, offset: HEADER }
-        });
+        let mut open = match *slot {
+            Some(open) => open,
+            None => {
+                let (number, nonce) = self.start_run(stream, 1)?;
+                Open { number, nonce, offset: HEADER }
+            }
+        };
         let offset = self.segments.offset(open.number) + open.offset as u64;
         open.offset += bytes;
-        self.segments.add(open.number, bytes as u64);
-        Place { offset, nonce: open.nonce, number: open.number, starts_run: fresh.then_some(1) }
+        *slot = Some(open);
+        self.segments.add(open.number, bytes as u64, stream == Stream::Big);
+        Ok(Place { offset, nonce: open.nonce })
     }
 
-    /// Appends images and returns their addresses: offset and stored bytes.
+    /// Appends images and returns their addresses: offset and stored bytes. One of a big value is held until
+    /// [`Segments::let_go`].
     ///
     /// # Errors
     /// What writing failed with; then none of them is live.
@@ -127,16 +149,17 @@ impl PageStream {
                 break;
             };
             let bytes = image_bytes(stored);
-            let place = self.claim(stream, bytes);
+            let place = match self.claim(stream, bytes) {
+                Ok(place) => place,
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            };
             addresses.push(ImageAddr::new(place.offset, bytes as u64));
-            let contiguous = pending_at + pending.len() as u64 == place.offset && place.starts_run.is_none();
-            if !contiguous {
+            if pending_at + pending.len() as u64 != place.offset {
                 result = self.write(pending_at, &mut pending);
                 pending_at = place.offset;
-                if let Some(units) = place.starts_run {
-                    pending_at -= HEADER as u64;
-                    pending.extend_from_slice(&self.header(stream, place, units));
-                }
             }
             let start = pending.len();
             pending.resize(start + HEADER, 0);
@@ -159,22 +182,15 @@ impl PageStream {
         match result.and_then(|()| self.write(pending_at, &mut pending)) {
             Ok(()) => Ok(addresses),
             Err(error) => {
-                addresses.iter().for_each(|address| self.kill(*address));
+                for address in addresses {
+                    self.kill(address);
+                    if stream == Stream::Big {
+                        self.segments.let_go(address.offset());
+                    }
+                }
                 Err(error)
             }
         }
-    }
-
-    fn header(&self, stream: Stream, place: Place, units: u32) -> [u8; HEADER] {
-        let header = SegmentHeader {
-            kind: stream.kind(),
-            fresh: false,
-            number: place.number,
-            nonce: place.nonce,
-            first: u64::from(units),
-            next: (0, 0),
-        };
-        header.encode()
     }
 
     fn write(&self, at: u64, pending: &mut Vec<u8>) -> Result<()> {
@@ -256,7 +272,9 @@ impl PageStream {
     /// What reading failed with.
     pub fn scan_segment(&self, number: u32, nonce: u64, used: u64) -> Result<Vec<(ImageAddr, ImageHeader)>> {
         let base = self.segments.offset(number);
-        let len = (used as usize).min(self.segments.size());
+        // A write that failed may have left the file shorter.
+        let there = self.storage.len()?.saturating_sub(base).min(self.segments.size() as u64);
+        let len = used.min(there) as usize;
         let mut bytes = vec![0; len];
         self.storage.read_at(base, &mut bytes)?;
         let mut found = Vec::new();

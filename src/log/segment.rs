@@ -64,6 +64,8 @@ pub struct Page {
     pub used: u64,
     /// Bytes of images that are referred to.
     pub live: u64,
+    /// Images that were appended and not referred to yet, though they are about to be.
+    pub pending: u32,
     /// Nothing will be appended.
     pub sealed: bool,
     /// The cleaner moved everything out that pages refer to; the old directory may refer to some of it still.
@@ -76,6 +78,8 @@ struct Inner {
     free: BTreeSet<u32>,
     /// Deaths of big values while a checkpoint lists pages, (head, bytes); `None` = no checkpoint does.
     deferred: Option<Vec<(u32, u64)>>,
+    /// Runs in which a big value died while records were replayed; `None` = no replay is going on.
+    suspects: Option<BTreeSet<u32>>,
 }
 
 /// The segments of one file.
@@ -179,7 +183,7 @@ impl Segments {
         let nonce = self.nonces.next();
         let mut inner = self.inner();
         let (number, _) = Self::take(&mut inner, units);
-        let page = Page { kind, nonce, units, used: HEADER as u64, live: 0, sealed: false, emptied: false };
+        let page = Page { kind, nonce, units, used: HEADER as u64, live: 0, pending: 0, sealed: false, emptied: false };
         inner.states[number as usize] = State::Page(page);
         (number, nonce)
     }
@@ -191,14 +195,16 @@ impl Segments {
         }
     }
 
-    /// Notes that an image of `bytes` was appended to the run of `number`, and is live.
-    pub fn add(&self, number: u32, bytes: u64) {
+    /// Notes that an image of `bytes` was appended to the run of `number`, and is live. `hold`: it is about to be referred
+    /// to, and the cleaner must not take it for dead until [`Self::let_go`].
+    pub fn add(&self, number: u32, bytes: u64, hold: bool) {
         // Relaxed: statistic.
         self.appended.fetch_add(bytes, Ordering::Relaxed);
         let mut inner = self.inner();
         let page = Self::page(&mut inner, number);
         page.used += bytes;
         page.live += bytes;
+        page.pending += u32::from(hold);
     }
 
     /// Bytes of images appended since open.
@@ -225,6 +231,11 @@ impl Segments {
         let number = self.number(offset).expect("an image lies in a segment");
         let mut inner = self.inner();
         let big = Self::page(&mut inner, number).kind == SegmentKind::Big;
+        if big && let Some(suspects) = &mut inner.suspects {
+            // A value that an older record replaces for now may be put again by a later one.
+            suspects.insert(number);
+            return;
+        }
         if big && let Some(deferred) = &mut inner.deferred {
             deferred.push((number, bytes));
             return;
@@ -240,8 +251,21 @@ impl Segments {
 
     fn bury(inner: &mut Inner, number: u32, bytes: u64) {
         let page = Self::page(inner, number);
-        debug_assert!(page.live >= bytes || page.emptied, "L2: {bytes} bytes died of {}", page.live);
+        debug_assert!(page.live >= bytes || page.emptied, "L2: {bytes} bytes died of {}, {page:?} {number}", page.live);
         page.live = page.live.saturating_sub(bytes);
+    }
+
+    /// The image is referred to now, or dead.
+    pub fn let_go(&self, offset: u64) {
+        let number = self.number(offset).expect("an image lies in a segment");
+        Self::page(&mut self.inner(), number).pending -= 1;
+    }
+
+    /// Whether every image of a sealed run is referred to, or dead.
+    pub fn is_settled(&self, number: u32) -> bool {
+        let mut inner = self.inner();
+        let page = Self::page(&mut inner, number);
+        page.sealed && page.pending == 0
     }
 
     /// Nothing more will be appended to the run.
@@ -437,9 +461,25 @@ impl Segments {
     /// tail may refer to it.
     pub fn begin_recovery(&self, end: u32) {
         let mut inner = self.inner();
-        while inner.states.len() < end as usize {
-            inner.states.push(State::Unknown);
-        }
+        Self::reach(&mut inner, end);
+        inner.suspects = Some(BTreeSet::new());
+    }
+
+    /// Recovery: a run of big values whose live bytes are to be counted.
+    pub fn next_suspect(&self) -> Option<(u32, Page)> {
+        let mut inner = self.inner();
+        let number = inner.suspects.as_mut()?.pop_first()?;
+        Some((number, *Self::page(&mut inner, number)))
+    }
+
+    /// Recovery: the live bytes of a run were counted.
+    pub fn set_live(&self, number: u32, live: u64) {
+        Self::page(&mut self.inner(), number).live = live;
+    }
+
+    /// Replay is over: deaths are counted as they come.
+    pub fn end_replay(&self) {
+        self.inner().suspects = None;
     }
 
     /// Recovery is over: what was not adopted is free.
@@ -506,8 +546,8 @@ mod tests {
     fn deaths_of_big_values_wait_while_a_checkpoint_lists() {
         let segments = Segments::new(4096);
         let (n, _) = segments.open_page(SegmentKind::Big, 1);
-        segments.add(n, 128);
-        segments.add(n, 64);
+        segments.add(n, 128, false);
+        segments.add(n, 64, true);
         segments.begin_checkpoint();
         segments.kill(segments.offset(n) + 64, 128);
         assert_eq!(segments.listed()[0].1.live, 192);

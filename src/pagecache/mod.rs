@@ -309,7 +309,8 @@ impl<P: Page> PageCache<P> {
         self.log.fence()
     }
 
-    /// Writes a big value; its image is live, and durable when a record reserved later is.
+    /// Writes a big value; its image is live, and durable when a record reserved later is. To be followed by
+    /// [`Self::settle_big`].
     ///
     /// # Errors
     /// What writing failed with; `Unsupported` when it is too long.
@@ -317,6 +318,32 @@ impl<P: Page> PageCache<P> {
         let len = u32::try_from(key.len()).expect("keys are shorter than 4 GiB");
         let head = [&len.to_le_bytes()[..], key].concat();
         self.log.append(Stream::Big, ImageKind::Big, tree, [&head, value])
+    }
+
+    /// What was to refer to a big value's image does so, or does not, and the image is dead.
+    pub fn settle_big(&self, image: ImageAddr, referred_to: bool) {
+        if !referred_to {
+            self.kill(image);
+        }
+        self.log.segments().let_go(image.offset());
+    }
+
+    /// Images in a sealed segment, by their headers; `None`: some of them are still to be referred to. Under the
+    /// maintenance lock, so that leaves are in their places.
+    ///
+    /// # Errors
+    /// What reading failed with.
+    pub fn scan_segment(
+        &self,
+        number: u32,
+        nonce: u64,
+        used: u64,
+        _lock: &Maintenance<'_>,
+    ) -> Result<Option<Vec<(ImageAddr, ImageHeader)>>> {
+        if !self.log.segments().is_settled(number) {
+            return Ok(None);
+        }
+        self.log.pages().scan_segment(number, nonce, used).map(Some)
     }
 
     /// Reads a big value: its image's bytes and where in them the value starts.
@@ -364,6 +391,7 @@ impl<P: Page> PageCache<P> {
             units,
             used: offset - segments.offset(number) + bytes,
             live: 0,
+            pending: 0,
             sealed: true,
             emptied: false,
         };
@@ -465,14 +493,6 @@ impl<P: Page> PageCache<P> {
             count(&self.counters.moved_images);
         }
         Ok(moved)
-    }
-
-    /// Images in a sealed segment, by their headers.
-    ///
-    /// # Errors
-    /// What reading failed with.
-    pub fn scan_segment(&self, number: u32, nonce: u64, used: u64) -> Result<Vec<(ImageAddr, ImageHeader)>> {
-        self.log.pages().scan_segment(number, nonce, used)
     }
 
     /// Everything that pages refer to was moved out of a segment.

@@ -49,8 +49,15 @@ impl Forest {
     }
 
     fn clean_segment(&self, number: u32, nonce: u64, used: u64) -> Result<()> {
-        for (image, header) in self.cache.scan_segment(number, nonce, used)? {
-            let Some(tree) = self.catalog.get_id(header.tree) else { continue };
+        let mut all_known = true;
+        let images = self.cache.scan_segment(number, nonce, used, &self.cache.maintain())?;
+        let Some(images) = images else { return Ok(()) };
+        for (image, header) in images {
+            let Some(tree) = self.catalog.get_id(header.tree) else {
+                // The images of a dropped tree are counted until it is freed.
+                all_known &= !self.unfreed.lock().contains(&header.tree);
+                continue;
+            };
             let moved = match header.kind {
                 crate::pagecache::ImageKind::Leaf => self.move_leaf(&tree, image),
                 crate::pagecache::ImageKind::Big => self.move_big(&tree, image),
@@ -62,7 +69,9 @@ impl Forest {
                 Err(error) => return Err(error),
             }
         }
-        self.cache.emptied(number);
+        if all_known {
+            self.cache.emptied(number);
+        }
         add(&self.counters.cleaned_segments);
         Ok(())
     }
@@ -94,10 +103,55 @@ impl Forest {
             return Ok(());
         }
         let new = BigRef { image: self.cache.write_big(tree.id, key, value)?, len: value.len() as u64 };
-        if self.relocate_big(tree, key, image, new)? {
+        let moved = self.relocate_big(tree, key, image, new);
+        self.cache.settle_big(new.image, matches!(moved, Ok(true)));
+        if moved? {
             self.cache.note_moved();
-        } else {
-            self.cache.kill(new.image);
+        }
+        Ok(())
+    }
+
+    /// Recovery: counts the live bytes of the runs in which replay saw big values die. An image may hold what a
+    /// record replays once more, so what died and what only seemed to is known when all is replayed and folded.
+    ///
+    /// # Errors
+    /// What reading failed with.
+    pub(super) fn recount_big_values(&self) -> Result<()> {
+        let segments = self.log().segments();
+        while let Some((number, run)) = segments.next_suspect() {
+            let mut live = 0;
+            let lock = self.cache.maintain();
+            let images = self.cache.scan_segment(number, run.nonce, run.used, &lock)?.unwrap_or_default();
+            drop(lock);
+            for (image, header) in images {
+                // A damaged image is met again by whoever reads the value.
+                let Ok((bytes, at)) = self.cache.read_big(image) else {
+                    live += image.bytes();
+                    continue;
+                };
+                let counts = match self.catalog.get_id(header.tree) {
+                    // Counted until the tree's pages are freed.
+                    None => self.unfreed.lock().contains(&header.tree),
+                    Some(tree) => {
+                        self.fold_leaf_of(&tree, &bytes[4..at])?;
+                        self.refers(&tree, &bytes[4..at], image)?
+                    }
+                };
+                live += if counts { image.bytes() } else { 0 };
+                self.make_room()?;
+            }
+            segments.set_live(number, live);
+        }
+        segments.end_replay();
+        Ok(())
+    }
+
+    /// Recovery: folds the leaf of a key, so that nothing in it will be found dead later.
+    fn fold_leaf_of(&self, tree: &BwTree, key: &[u8]) -> Result<()> {
+        let guard = crossbeam_epoch::pin();
+        let at = self.leaf(tree, key, &guard)?;
+        if at.frame.overlay() || at.frame.used().0 > 0 {
+            self.consolidate(tree, at, super::consolidate::Fold::Whole, &guard)?;
         }
         Ok(())
     }
@@ -112,6 +166,7 @@ impl Forest {
             let _lock = self.cache.maintain();
             let guard = crossbeam_epoch::pin();
             self.free_tree(&tree, &guard);
+            self.unfreed.lock().remove(&tree.id);
         }
     }
 

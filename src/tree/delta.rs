@@ -9,6 +9,7 @@
 use super::leaf::{BigRef, Leaf, LeafBuilder, Value};
 use crate::pagecache::{DeltaKind, DeltaRef, Folded, FrameRef, ImageAddr, Page, SLOTS};
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 
 /// The value that a delta leaves.
 pub fn value_of(delta: DeltaRef<'_>) -> Value<'_> {
@@ -242,7 +243,22 @@ pub fn gather<'g>(frame: FrameRef<'g>, used: usize, below: Option<Leaf<'g>>) -> 
             push(&mut out, Entry { prefix: leaf.prefix(), rest, value, replaced: None });
         }
     }
+    out.forget_what_stays();
     out
+}
+
+impl Gathered<'_> {
+    /// Replay repeats changes that an image has already, so a big value may be met as its own predecessor: it is
+    /// dropped when it is not the value any more, and once.
+    fn forget_what_stays(&mut self) {
+        if self.dropped.is_empty() {
+            return;
+        }
+        let stays: BTreeSet<ImageAddr> = self.entries.iter().filter_map(|e| big_image(e.value)).collect();
+        self.dropped.sort_unstable();
+        self.dropped.dedup();
+        self.dropped.retain(|image| !stays.contains(image));
+    }
 }
 
 /// Bytes of a value in a record.

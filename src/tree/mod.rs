@@ -143,8 +143,10 @@ pub struct Forest {
     shape: Mutex<()>,
     /// Leaves that were small when they were folded: tree and low key.
     sparse: Mutex<BTreeSet<(u32, Vec<u8>)>>,
-    /// Dropped trees whose guards may still be there.
+    /// Dropped trees that no guard can be in any more.
     dropped: Arc<Mutex<VecDeque<Arc<BwTree>>>>,
+    /// Ids of dropped trees whose pages are not freed yet.
+    unfreed: Mutex<BTreeSet<u32>>,
     /// Next identifier, and the bound below which all may be handed out.
     next_id: AtomicU64,
     /// Raised under `raising_ids` after a flush.
@@ -175,6 +177,7 @@ impl Forest {
             shape: Mutex::default(),
             sparse: Mutex::default(),
             dropped: Arc::default(),
+            unfreed: Mutex::default(),
             next_id: AtomicU64::new(floor),
             id_floor: AtomicU64::new(floor),
             raising_ids: Mutex::default(),
@@ -185,6 +188,7 @@ impl Forest {
         let captured: Lsn = forest.load_directory()?;
         let each = &mut |lsn, kind, body: &[u8]| forest.replay(lsn, kind, body, captured);
         let fresh = forest.cache.replay(each)?;
+        forest.recount_big_values()?;
         forest.set_budget();
         Ok((forest, fresh))
     }
@@ -237,7 +241,11 @@ impl Forest {
     /// # Errors
     /// What recording it failed with.
     pub fn drop_tree(&self, name: &[u8]) -> Result<bool> {
-        let gone = self.catalog.remove(name, |tree| self.record(&redo::Record::Drop { tree: tree.id }))?;
+        let gone = self.catalog.remove(name, |tree| {
+            self.record(&redo::Record::Drop { tree: tree.id })?;
+            self.unfreed.lock().insert(tree.id);
+            Ok(())
+        })?;
         let Some(tree) = gone else { return Ok(false) };
         self.note_dropped(tree);
         let _ = self.keep_up();

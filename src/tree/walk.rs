@@ -224,13 +224,12 @@ impl Forest {
                 if !self.cache.adopt_big(big.image, nonce)? {
                     return Ok(false);
                 }
-                if lsn >= captured || self.catalog.get_id(tree).is_none() {
-                    self.cache.revive_big(big.image);
-                }
-                match self.catalog.get_id(tree) {
-                    Some(found) => found.set_big(),
-                    // The tree was dropped, and nothing refers to the value.
-                    None => self.cache.kill(big.image),
+                // Of a dropped tree otherwise, and nothing refers to it.
+                if let Some(found) = self.catalog.get_id(tree) {
+                    found.set_big();
+                    if lsn >= captured {
+                        self.cache.revive_big(big.image);
+                    }
                 }
                 self.replay_change(tree, key, DeltaKind::PutBig, &big.encode(), lsn)?;
             }
@@ -243,6 +242,7 @@ impl Forest {
             }
             Record::Drop { tree } => {
                 if let Some(found) = self.catalog.get_id(tree) {
+                    self.unfreed.lock().insert(tree);
                     self.catalog.remove(&found.name, |_| Ok(()))?;
                     self.note_dropped(found);
                 }

@@ -77,7 +77,7 @@ impl Forest {
         };
         if let Some((_, big)) = image {
             // It was not published.
-            self.cache.kill(big.image);
+            self.cache.settle_big(big.image, false);
         }
         written
     }
@@ -132,8 +132,9 @@ impl Forest {
         let Some(slot) = self.publish(at, look.used, fingerprint, (kind, value), &record, key)? else {
             return Ok(None);
         };
-        if matches!(ready, Ready::Big(_)) {
+        if let Ready::Big(big) = ready {
             *image = None;
+            self.cache.settle_big(big.image, true);
         }
         let busy = old_image.is_some() || matches!(ready, Ready::Big(_));
         if old_image.is_some() || slot + 1 == SLOTS {
@@ -242,7 +243,7 @@ impl Forest {
             if *before == value {
                 return Ok(*big);
             }
-            self.cache.kill(big.image);
+            self.cache.settle_big(big.image, false);
             *image = None;
         }
         tree.set_big();
