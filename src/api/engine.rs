@@ -242,6 +242,7 @@ impl Drop for Engine {
             Ok(_) if worth_it && !self.core.config.temporary => self.core.forest.settle(),
             other => other.map(|_| ()),
         };
+        let closed = closed.and_then(|()| log.seal_end());
         if let Err(error) = closed {
             log::error!("closing the database failed: {error}");
         }

@@ -247,7 +247,7 @@ impl Log {
                 return Ok(false);
             }
         }
-        if self.segments.nonce(image.offset()) != Some(nonce) {
+        if self.segments.nonce(image.offset(), image.bytes()) != Some(nonce) {
             return Ok(false);
         }
         match self.pages.read_raw(image) {
@@ -440,7 +440,7 @@ impl Log {
     pub fn commit_checkpoint(&self, root: ImageAddr, redo: RedoPosition, id_floor: u64) -> Result<Vec<u32>> {
         // Images may hold changes whose records are not durable yet: these come first (L9).
         let stable = self.flush_always()?;
-        let root_nonce = self.segments.nonce(root.offset()).expect("the root was just appended");
+        let root_nonce = self.segments.nonce(root.offset(), root.bytes()).expect("the root was just appended");
         let next = |s: &Superblock| Superblock {
             generation: s.generation + 1,
             root: (root.offset(), root.bytes()),
@@ -463,6 +463,19 @@ impl Log {
         self.sync()?;
         self.stability.raise(end);
         Ok(end)
+    }
+
+    /// Notes in the superblock how far the stream is durable, so that from now on an earlier end is known for damage.
+    /// Nothing is written when it says so already.
+    ///
+    /// # Errors
+    /// What writing failed with.
+    pub fn seal_end(&self) -> Result<()> {
+        let stable = self.stability.stable();
+        if self.superblock.lock().stable >= stable {
+            return Ok(());
+        }
+        self.write_superblock(|s| Superblock { generation: s.generation + 1, stable, ..s.clone() })
     }
 
     fn write_superblock(&self, change: impl FnOnce(&Superblock) -> Superblock) -> Result<()> {

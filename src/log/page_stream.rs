@@ -237,7 +237,7 @@ impl PageStream {
     /// # Errors
     /// As for [`Self::read`].
     pub fn read_raw(&self, address: ImageAddr) -> Result<(ImageHeader, Vec<u8>)> {
-        let Some(nonce) = self.segments.nonce(address.offset()) else {
+        let Some(nonce) = self.segments.nonce(address.offset(), address.bytes()) else {
             return Err(damaged(address, "image address outside the page segments"));
         };
         let len = usize::try_from(address.bytes()).map_err(|_| damaged(address, "image too long"))?;
@@ -284,7 +284,10 @@ impl PageStream {
             match ImageHeader::peek(&bytes[at..]).filter(|h| h.nonce == nonce && h.offset == offset) {
                 Some(header) => {
                     let bytes = image_bytes(header.stored as usize);
-                    found.push((ImageAddr::new(offset, bytes as u64), header));
+                    // A header that says more than the run has is not of an image.
+                    if self.segments.nonce(offset, bytes as u64).is_some() {
+                        found.push((ImageAddr::new(offset, bytes as u64), header));
+                    }
                     at += bytes;
                 }
                 // A write that failed left a gap.

@@ -27,7 +27,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How many segments behind the end of the file the next redo segment may have been chosen.
-const FAR: usize = 1 << 16;
+const FAR: usize = 64;
 
 #[derive(Clone, Copy, Debug)]
 enum State {
@@ -273,14 +273,15 @@ impl Segments {
         Self::page(&mut self.inner(), number).sealed = true;
     }
 
-    /// Nonce of the run that has the file offset.
-    pub fn nonce(&self, offset: u64) -> Option<u64> {
+    /// Nonce of the run that has an image's range of the file; `None`: no run has all of it.
+    pub fn nonce(&self, offset: u64, bytes: u64) -> Option<u64> {
         let number = self.number(offset)?;
-        match self.inner().states.get(number as usize)? {
-            State::Page(page) => Some(page.nonce),
-            State::Draining { nonce, .. } => Some(*nonce),
-            _ => None,
-        }
+        let (nonce, units) = match self.inner().states.get(number as usize)? {
+            State::Page(page) => (page.nonce, page.units),
+            State::Draining { nonce, units } => (*nonce, *units),
+            _ => return None,
+        };
+        (offset.checked_add(bytes)? <= self.offset(number + units)).then_some(nonce)
     }
 
     /// A checkpoint begins: heads of the sealed runs without live bytes, to be drained when it is durable.
@@ -534,7 +535,7 @@ mod tests {
         assert_eq!(segments.begin_checkpoint(), [b]);
         segments.listed();
         segments.drain(&[b]);
-        assert!(segments.nonce(segments.offset(b)).is_some(), "readers may still be there");
+        assert!(segments.nonce(segments.offset(b), 64).is_some(), "readers may still be there");
         assert_eq!(segments.open_page(SegmentKind::Leaves, 1).0, 5, "not reused before the release");
         segments.release(&[b]);
         assert_eq!(segments.open_page(SegmentKind::Leaves, 2).0, 1);

@@ -361,7 +361,7 @@ impl<P: Page> PageCache<P> {
 
     /// Nonce of the segment of an image.
     pub fn nonce(&self, image: ImageAddr) -> u64 {
-        self.log.segments().nonce(image.offset()).expect("a live image is in a page segment")
+        self.log.segments().nonce(image.offset(), image.bytes()).expect("a live image is in a page segment")
     }
 
     /// Recovery: the directory's root, if a checkpoint was ever made. The runs that it lists become known.
