@@ -66,17 +66,16 @@ impl RedoWriter {
         let mut writer = RedoWriter::new(storage, segments, (0, 0), found.end);
         let full = found.chain.iter().map(|(number, end)| Full { number: *number, end: *end });
         writer.full = full.collect();
+        // Whatever segment comes next gets a nonce of its own: blocks from before a crash may be left in the one
+        // that the header names, and would fit.
+        writer.link = Some(found.last);
         match found.resume {
-            Some(offset) if writer.segments.adopt_redo(found.last.next.0) => {
-                writer.segments.abandon_redo(writer.next.0);
+            Some(offset) => {
                 writer.full.pop_back();
-                (writer.open, writer.next) = ((found.last.number, found.last.nonce), found.last.next);
+                writer.open = (found.last.number, found.last.nonce);
                 (writer.offset, writer.fresh) = (offset as usize, false);
             }
-            _ => {
-                writer.open = std::mem::replace(&mut writer.next, writer.segments.open_redo());
-                writer.link = Some(found.last);
-            }
+            None => writer.open = std::mem::replace(&mut writer.next, writer.segments.open_redo()),
         }
         writer
     }

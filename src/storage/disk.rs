@@ -65,7 +65,9 @@ impl DiskStorage {
         for created in fresh {
             sync_directory(created.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
         }
-        Ok(DiskStorage { file })
+        // Opened again by its name, which is what tools then show for it. Who is faster has it.
+        drop(file);
+        Self::open_existing(&path, false)
     }
 
     fn open_existing(path: &Path, create_new: bool) -> io::Result<DiskStorage> {
