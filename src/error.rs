@@ -118,8 +118,7 @@ pub enum Error {
 
 impl Error {
     /// Damage found at a byte offset of the file.
-    pub(crate) fn corruption_at(offset: u64) -> Error {
-        if std::env::var("DBG").is_ok() { eprintln!("corruption at {offset}: {}", std::backtrace::Backtrace::force_capture()); }
+    pub(crate) const fn corruption_at(offset: u64) -> Error {
         Error::Corruption { at: Some(DiskPtr::Inline(offset)), bt: () }
     }
 }

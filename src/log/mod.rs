@@ -134,7 +134,8 @@ fn read_slot(storage: &dyn Storage, slot: u64, len: u64) -> Result<Option<Superb
         match Superblock::decode(&sector) {
             // One that belongs into the other slot got here by accident.
             Ok(Some(found))
-                if found.slot() == slot && newest.as_ref().is_none_or(|n| n.generation < found.generation) =>
+                if found.slot() == slot
+                    && newest.as_ref().is_none_or(|n| n.generation < found.generation) =>
             {
                 newest = Some(found);
             }
@@ -168,7 +169,6 @@ fn read_superblock(storage: &dyn Storage) -> Result<Superblock> {
         (Err(error), _) if error.to_string().contains("version") => Err(error),
         _ => {
             log::error!("a superblock is damaged or missing in the {len} bytes of the file");
-            if std::env::var("DBG").is_ok() { let mut b = vec![0; 8192.min(len as usize)]; storage.read_at(0, &mut b)?; for a in [0, 2048, 4096, 6144] { eprintln!("{a}: {:?}", b.get(a..a + 32)); } }
             Err(Error::corruption_at(0))
         }
     }
@@ -239,7 +239,16 @@ impl Log {
             let Some(found) = SegmentHeader::decode(&header, number) else { return Ok(false) };
             let units = u32::try_from(found.first).unwrap_or(u32::MAX);
             let used = format::HEADER as u64;
-            let page = Page { kind: found.kind, nonce, units, used, live: 0, pending: 0, sealed: true, emptied: false };
+            let page = Page {
+                kind: found.kind,
+                nonce,
+                units,
+                used,
+                live: 0,
+                pending: 0,
+                sealed: true,
+                emptied: false,
+            };
             if found.kind != SegmentKind::Big
                 || found.nonce != nonce
                 || !self.segments.adopt_page(number, page, self.file_segments()?)
@@ -440,7 +449,8 @@ impl Log {
     pub fn commit_checkpoint(&self, root: ImageAddr, redo: RedoPosition, id_floor: u64) -> Result<Vec<u32>> {
         // Images may hold changes whose records are not durable yet: these come first (L9).
         let stable = self.flush_always()?;
-        let root_nonce = self.segments.nonce(root.offset(), root.bytes()).expect("the root was just appended");
+        let root_nonce =
+            self.segments.nonce(root.offset(), root.bytes()).expect("the root was just appended");
         let next = |s: &Superblock| Superblock {
             generation: s.generation + 1,
             root: (root.offset(), root.bytes()),

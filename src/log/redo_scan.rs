@@ -96,7 +96,6 @@ pub fn scan(
     let mut seen = BTreeSet::from([position.segment]);
     let damaged = |offset: u64, what: &str| {
         log::error!("{what} at file offset {offset}");
-        if std::env::var("DBG").is_ok() { eprintln!("{what} at file offset {offset}"); }
         Err(Error::corruption_at(offset))
     };
     let start = segments.offset(position.segment);

@@ -183,7 +183,16 @@ impl Segments {
         let nonce = self.nonces.next();
         let mut inner = self.inner();
         let (number, _) = Self::take(&mut inner, units);
-        let page = Page { kind, nonce, units, used: HEADER as u64, live: 0, pending: 0, sealed: false, emptied: false };
+        let page = Page {
+            kind,
+            nonce,
+            units,
+            used: HEADER as u64,
+            live: 0,
+            pending: 0,
+            sealed: false,
+            emptied: false,
+        };
         inner.states[number as usize] = State::Page(page);
         (number, nonce)
     }
@@ -251,7 +260,11 @@ impl Segments {
 
     fn bury(inner: &mut Inner, number: u32, bytes: u64) {
         let page = Self::page(inner, number);
-        debug_assert!(page.live >= bytes || page.emptied, "L2: {bytes} bytes died of {}, {page:?} {number}", page.live);
+        debug_assert!(
+            page.live >= bytes || page.emptied,
+            "L2: {bytes} bytes died of {}, {page:?} {number}",
+            page.live
+        );
         page.live = page.live.saturating_sub(bytes);
     }
 

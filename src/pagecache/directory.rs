@@ -245,7 +245,10 @@ impl Root {
             let (used, live) = (long(&mut reader, 6)?, long(&mut reader, 6)?);
             // What was open then is not appended to any more.
             let live = if kind == SegmentKind::Big { live } else { 0 };
-            root.runs.push((number, Page { kind, nonce, units, used, live, pending: 0, sealed: true, emptied: false }));
+            root.runs.push((
+                number,
+                Page { kind, nonce, units, used, live, pending: 0, sealed: true, emptied: false },
+            ));
         }
         for _ in 0..word(&mut reader)? {
             root.chunks.push(ImageAddr(long(&mut reader, 8)?));

@@ -53,7 +53,7 @@ impl Forest {
         }
         let leaf = at.leaf();
         let image;
-        let blind = at.frame.overlay() && fold == Fold::Blind && leaf.image_len() < self.options.leaf;
+        let blind = at.frame.overlay() && fold == Fold::Blind && leaf.payload() < self.options.leaf;
         let below = if at.frame.overlay() && !blind {
             image = self.cache.read_leaf(at.frame.disk())?;
             add(&self.cache.counters.overlay_faults);
@@ -62,7 +62,8 @@ impl Forest {
             None
         };
         let gathered = gather(at.frame, used, below);
-        let total = gathered.bytes + RECORD * gathered.entries.len() + leaf.overhead();
+        let shared = leaf.prefix().len() * gathered.entries.len();
+        let total = gathered.bytes + RECORD * gathered.entries.len() - shared;
         let first_lsn = at.frame.first_change(used);
         add(&self.counters.consolidations);
         let replaced = if blind || total <= self.options.leaf || gathered.entries.len() < 2 {
@@ -84,7 +85,7 @@ impl Forest {
             replaced
         } else {
             let appends = leaf.high().is_none() && Self::only_appends(at.frame, used, leaf);
-            let cuts = self.cuts(&gathered.entries, total, appends);
+            let cuts = self.cuts(&gathered.entries, total, leaf.prefix().len(), appends);
             let parts = Self::parts(&gathered.entries, &cuts, leaf);
             if at.pid == tree.root {
                 self.split_root(tree, at, &parts, guard)?
@@ -106,7 +107,7 @@ impl Forest {
     }
 
     /// Where to cut: the first entry of each part but the first.
-    fn cuts(&self, entries: &[Entry<'_>], total: usize, appends: bool) -> Vec<usize> {
+    fn cuts(&self, entries: &[Entry<'_>], total: usize, shared: usize, appends: bool) -> Vec<usize> {
         let goal = if appends {
             self.options.leaf / 10 * 9
         } else {
@@ -116,7 +117,8 @@ impl Forest {
         let mut cuts = Vec::new();
         let mut size = 0;
         for (i, entry) in entries.iter().enumerate() {
-            let bytes = RECORD + entry.prefix.len() + entry.rest.len() + super::delta::value_len(entry.value);
+            let key = entry.prefix.len() + entry.rest.len() - shared;
+            let bytes = RECORD + key + super::delta::value_len(entry.value);
             if size > 0 && size + bytes / 2 > goal {
                 cuts.push(i);
                 size = 0;

@@ -201,14 +201,9 @@ impl<'a> Leaf<'a> {
         (self.field(12) != NO_HIGH).then(|| &self.bytes[self.bytes.len() - self.high_len()..])
     }
 
-    /// Bytes of the image.
-    pub fn image_len(self) -> usize {
-        self.bytes.len()
-    }
-
-    /// Bytes of an image with these fences and no records.
-    pub fn overhead(self) -> usize {
-        HEADER + self.field(8) as usize + self.high_len()
+    /// Bytes of the records, header and fences not counted: what decides about splits and merges.
+    pub fn payload(self) -> usize {
+        self.fences_at() - HEADER
     }
 
     /// Whether `key` belongs to this leaf.

@@ -147,7 +147,8 @@ impl Forest {
             _ => None,
         };
         let (Some(left), Some(right)) = (resident(left_pid), resident(right_pid)) else { return false };
-        if left.bytes() + right.bytes() > self.options.leaf / 4 * 3 + 2 * 256 {
+        let payload = |frame: FrameRef<'_>| Leaf::new(frame.base()).payload();
+        if payload(left) + payload(right) > self.options.leaf / 4 * 3 {
             return false;
         }
         if !self.claim(left_pid, right_pid, right) {

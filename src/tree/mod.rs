@@ -56,7 +56,7 @@ use crate::pagecache::{CacheOptions, Log, PageCache};
 use delta::LeafPage;
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// Number of leading bytes that two keys share.
@@ -113,6 +113,8 @@ fn add(counter: &AtomicU64) {
 
 /// Small leaves remembered for merging.
 const SPARSE: usize = 1 << 16;
+/// How many of them are worth waking somebody.
+const SPARSE_DUE: usize = 8;
 /// Smallest redo budget that is scaled to the data, bytes.
 const LEAST_BUDGET: u64 = 4 << 20;
 /// Largest.
@@ -143,6 +145,8 @@ pub struct Forest {
     shape: Mutex<()>,
     /// Leaves that were small when they were folded: tree and low key.
     sparse: Mutex<BTreeSet<(u32, Vec<u8>)>>,
+    /// How many these are. Written under the lock.
+    sparse_count: AtomicUsize,
     /// Dropped trees that no guard can be in any more.
     dropped: Arc<Mutex<VecDeque<Arc<BwTree>>>>,
     /// Ids of dropped trees whose pages are not freed yet.
@@ -176,6 +180,7 @@ impl Forest {
             checkpointing: Mutex::default(),
             shape: Mutex::default(),
             sparse: Mutex::default(),
+            sparse_count: AtomicUsize::new(0),
             dropped: Arc::default(),
             unfreed: Mutex::default(),
             next_id: AtomicU64::new(floor),
@@ -271,11 +276,26 @@ impl Forest {
         let mut sparse = self.sparse.lock();
         if sparse.len() < SPARSE {
             sparse.insert((tree.id, low.to_vec()));
+            // Relaxed: a hint.
+            self.sparse_count.store(sparse.len(), Ordering::Relaxed);
         }
     }
 
     fn take_sparse(&self) -> Option<(u32, Vec<u8>)> {
-        self.sparse.lock().pop_first()
+        let mut sparse = self.sparse.lock();
+        let first = sparse.pop_first();
+        // Relaxed: a hint.
+        self.sparse_count.store(sparse.len(), Ordering::Relaxed);
+        first
+    }
+
+    /// Whether the maintenance thread has something to do.
+    fn is_due(&self) -> bool {
+        // Relaxed: a hint.
+        self.cache.excess() > 0
+            || self.sparse_count.load(Ordering::Relaxed) >= SPARSE_DUE
+            || self.checkpoint_due()
+            || !self.dropped.lock().is_empty()
     }
 
     /// An identifier that was never handed out, not even before a crash.
@@ -339,7 +359,7 @@ impl Forest {
         match self.wake.get() {
             None => self.maintain(),
             Some(wake) => {
-                if self.cache.excess() > 0 || self.checkpoint_due() || !self.dropped.lock().is_empty() {
+                if self.is_due() {
                     (wake.0)();
                 }
                 let mut rounds = 0;
@@ -356,7 +376,7 @@ impl Forest {
         }
     }
 
-    /// Recovery: evicts as far as the capacity asks for it; nothing else can be due.
+    /// Evicts as far as the capacity asks for it, and does nothing else.
     fn make_room(&self) -> Result<()> {
         if self.cache.excess() == 0 {
             return Ok(());
@@ -367,7 +387,7 @@ impl Forest {
     /// As [`Self::keep_up`] for operations that only read, which do not fail because pages cannot be written.
     pub fn keep_up_reading(&self) {
         if self.cache.excess() > 0 {
-            let _ = self.keep_up();
+            let _ = if self.wake.get().is_some() { self.keep_up() } else { self.make_room() };
         }
     }
 

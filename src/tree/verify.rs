@@ -14,6 +14,8 @@ impl Forest {
     /// # Errors
     /// `ReportableBug` with what is wrong, or what reading failed with.
     pub fn check_invariants(&self) -> Result<()> {
+        // No node is merged meanwhile, so that a fence stays one.
+        let _no_merges = self.checkpointing.lock();
         for tree in self.catalog.list() {
             match self.check_tree(&tree) {
                 Ok(()) | Err(Error::CollectionNotFound(_)) => {}
@@ -51,7 +53,7 @@ impl Forest {
                 None => break,
             }
             drop(guard);
-            self.keep_up_reading();
+            self.make_room()?;
         }
         let counted = self.count(tree)?;
         if counted != keys {
