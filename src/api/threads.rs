@@ -2,8 +2,8 @@
 //!
 //! # How it works
 //!
-//! The *log writer* writes sealed buffers, and flushes a while after the first write that was not flushed; then, if nothing
-//! was written for as long again, it has the file tidied once. The *maintenance* thread evicts, merges nodes, cleans and
+//! The *log writer* writes sealed buffers and flushes every so often while something is being written; when that has
+//! ended, it has the file tidied once. The *maintenance* thread evicts, merges nodes, cleans and
 //! makes checkpoints when foreground operations say that something is due. Both sleep without a timer when there
 //! is nothing to do.
 //!
@@ -209,42 +209,56 @@ impl Signals {
     }
 }
 
+/// How often the log writer looks whether anything is still being written.
+const TICK: Duration = Duration::from_millis(80);
+
 fn writer_loop(core: &Core, every: Option<Duration>) {
     let signals = &core.signals;
+    let log = core.forest.log();
+    let mut tick_at: Option<Instant> = None;
     let mut flush_at: Option<Instant> = None;
-    let mut tidy_at: Option<Instant> = None;
+    let mut seen_end = log.end();
     loop {
-        let woken = signals.writer.wait(flush_at.or(tidy_at));
+        let woken = signals.writer.wait(tick_at.into_iter().chain(flush_at).min());
         if woken == Woken::Stop {
             return;
         }
         signals.serve_waiters(core);
         // A failure stays where it is: whoever needs room or a flush meets it, too.
-        let _ = core.forest.log().drain();
+        let _ = log.drain();
         let now = Instant::now();
-        if woken == Woken::Rung {
-            // Acquire: pairs with the swap in `wrote`.
-            if signals.armed.load(Ordering::Acquire) && flush_at.is_none() {
-                flush_at = every.map(|every| now + every);
-                tidy_at = None;
-            }
-            if every.is_none() {
-                signals.armed.store(false, Ordering::Release);
-            }
-            continue;
+        // Acquire: pairs with the swap in `wrote`.
+        if tick_at.is_none() && signals.armed.load(Ordering::Acquire) {
+            tick_at = Some(now + TICK);
+            flush_at = every.map(|every| now + every);
         }
-        if flush_at.take_if(|at| *at <= now).is_some() {
-            // Release: pairs with the swap in `wrote`. What is written from here on rings again.
-            signals.armed.store(false, Ordering::Release);
+        if flush_at.is_some_and(|at| at <= now) {
             if let Err(error) = core.flush() {
                 log::error!("flushing in the background failed: {error}");
                 core.config.latch_error(error);
             }
-            tidy_at = every.map(|every| now + every.max(Duration::from_millis(50)));
-        } else if tidy_at.take_if(|at| *at <= now).is_some() && core.forest.is_untidy() {
-            // Release: pairs with the swap in `maintenance_loop`.
-            signals.tidy.store(true, Ordering::Release);
-            signals.maintenance.ring();
+            flush_at = every.map(|every| now + every);
+        }
+        if tick_at.is_none_or(|at| at > now) {
+            continue;
+        }
+        tick_at = Some(now + TICK);
+        let end = log.end();
+        let idle = end == std::mem::replace(&mut seen_end, end);
+        let flushed = log.stability().stable() >= end || log.stability().check().is_err();
+        if idle && (flushed || every.is_none()) {
+            // Nothing is being written and nothing waits to be flushed: no more timers. What is written from here
+            // on rings again.
+            (tick_at, flush_at) = (None, None);
+            // Release: pairs with the swap in `wrote`.
+            signals.armed.store(false, Ordering::Release);
+            if log.end() != end {
+                signals.wrote(0);
+            } else if flushed && core.forest.is_untidy() {
+                // Release: pairs with the swap in `maintenance_loop`.
+                signals.tidy.store(true, Ordering::Release);
+                signals.maintenance.ring();
+            }
         }
     }
 }

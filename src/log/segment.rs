@@ -336,6 +336,11 @@ impl Segments {
         }
     }
 
+    /// Whether freed segments wait for readers.
+    pub fn is_draining(&self) -> bool {
+        self.inner().states.iter().any(|state| matches!(state, State::Draining { .. }))
+    }
+
     /// Nobody can have an address in these any more.
     pub fn release(&self, numbers: &[u32]) {
         let mut inner = self.inner();

@@ -430,10 +430,22 @@ impl Forest {
         let cleaned = self.clean();
         self.checkpoint()?;
         self.set_budget();
-        // Guards that are gone by now let go of the segments; those that are not do so next time.
-        crossbeam_epoch::pin().flush();
+        self.await_epoch();
         self.log().give_back(false)?;
         cleaned
+    }
+
+    /// Gives what was freed a while to get through the epoch; what a sleeping guard holds up comes next time.
+    fn await_epoch(&self) {
+        for round in 0..20 {
+            crossbeam_epoch::pin().flush();
+            if !self.log().segments().is_draining() {
+                break;
+            }
+            if round > 4 {
+                std::thread::sleep(std::time::Duration::from_micros(100));
+            }
+        }
     }
 
     /// Tidies until nothing is gained by it, and gives back every free segment: nothing is being written.
@@ -444,10 +456,6 @@ impl Forest {
         for _ in 0..3 {
             self.maintain()?;
             self.tidy()?;
-            // Freed segments and pages wait for the epoch.
-            for _ in 0..4 {
-                crossbeam_epoch::pin().flush();
-            }
             self.log().give_back(true)?;
             if !self.is_untidy() {
                 break;
