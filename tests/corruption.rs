@@ -419,7 +419,7 @@ fn no_byte_is_unguarded() {
             // Every byte of both superblocks, the first byte of every 512, and every 397th of the others.
             let counts = |at: &usize| {
                 matches!(at, 0..512 | 4096..4608)
-                    || at % SECTOR == 0
+                    || at.is_multiple_of(SECTOR)
                     || at.is_multiple_of(397) && base.bytes[*at] != 0
             };
             (0..base.bytes.len()).filter(counts).collect()

@@ -7,7 +7,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const LAYERS: [&str; 5] = ["api", "tree", "pagecache", "log", "storage"];
-const UNSAFE_FILES: [&str; 3] = ["pagecache/arena.rs", "pagecache/frame.rs", "storage/disk.rs"];
+/// What puts the layers together, and the door through which tests reach them.
+const ASSEMBLERS: [&str; 2] = ["api/engine.rs", "api/testing.rs"];
+const UNSAFE_FILES: [&str; 8] = [
+    "api/merge_operator.rs",
+    "ivec.rs",
+    "log/redo_buffer.rs",
+    "pagecache/arena.rs",
+    "pagecache/frame.rs",
+    "pagecache/mapping_table.rs",
+    "storage/disk.rs",
+    "tree/leaf.rs",
+];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).expect("src is readable") {
@@ -41,7 +52,7 @@ fn complaints(name: &str, text: &str) -> Vec<String> {
             if let (Some(own), Some(target)) = (own, target)
                 && target != own
                 && target != own + 1
-                && name != "api/engine.rs"
+                && !ASSEMBLERS.contains(&name)
             {
                 wrong.push(format!("{name} reaches past the layer below it: {line}"));
             }

@@ -256,6 +256,7 @@ impl Db {
     /// # Ok(())
     /// # }
     /// ```
+    #[expect(clippy::type_complexity, reason = "the signature of 0.34")]
     pub fn export(&self) -> Vec<(Vec<u8>, Vec<u8>, impl Iterator<Item = Vec<Vec<u8>>> + use<>)> {
         let row = |pair: Result<(IVec, IVec)>| {
             let (key, value) = pair.expect("export stops where the database cannot be read");

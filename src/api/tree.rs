@@ -48,7 +48,7 @@ impl fmt::Debug for Tree {
     }
 }
 
-impl<'a> IntoIterator for &'a Tree {
+impl IntoIterator for &Tree {
     type Item = Result<(IVec, IVec)>;
     type IntoIter = Iter;
 

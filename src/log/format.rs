@@ -195,7 +195,7 @@ impl Superblock {
             )));
         }
         let segment = get32(b, 24);
-        if !SEGMENT_SIZES.contains(&segment) || segment % 4096 != 0 || get32(b, 28) > 1 {
+        if !SEGMENT_SIZES.contains(&segment) || !segment.is_multiple_of(4096) || get32(b, 28) > 1 {
             return Err(Error::Unsupported(format!("segments of {segment} bytes, flags {}", get32(b, 28))));
         }
         let redo = RedoPosition {

@@ -49,6 +49,7 @@ use crate::error::{Error, Result};
 use crate::storage::Storage;
 use format::{COPY_AT, FIRST_LSN, SECTOR, SEGMENTS_AT, SLOTS_AT, SegmentHeader, Superblock};
 use parking_lot::{Mutex, MutexGuard};
+use record::EachRecord;
 use redo_buffer::{MAX_RECORD, Reserved, Ring};
 use redo_writer::RedoWriter;
 use stability::Stability;
@@ -275,7 +276,7 @@ impl Log {
     ///
     /// # Errors
     /// `Corruption` for damage to what was durable, `Io`, or what `each` returns.
-    pub fn replay(&self, each: &mut dyn FnMut(Lsn, u8, &[u8]) -> Result<bool>) -> Result<bool> {
+    pub fn replay(&self, each: EachRecord<'_>) -> Result<bool> {
         let superblock = self.superblock();
         let (storage, segments) = (Arc::clone(&self.storage), Arc::clone(&self.segments));
         // A new file: the superblock names segment 0 with nonce 0, which no segment has, and nothing was durable.

@@ -13,6 +13,9 @@
 use crate::base::Lsn;
 use crate::error::{Error, Result};
 
+/// What is called with position, kind and body of a record; `false` ends the stream at that record.
+pub type EachRecord<'a> = &'a mut dyn FnMut(Lsn, u8, &[u8]) -> Result<bool>;
+
 /// Bytes in front of a record's body.
 pub const FRAME: usize = 5;
 const PADDING: u8 = 0;
@@ -55,12 +58,7 @@ impl Records {
     ///
     /// # Errors
     /// A length that no record has, or what `each` returns.
-    pub fn feed(
-        &mut self,
-        lsn: Lsn,
-        mut bytes: &[u8],
-        each: &mut dyn FnMut(Lsn, u8, &[u8]) -> Result<bool>,
-    ) -> Result<Option<Lsn>> {
+    pub fn feed(&mut self, lsn: Lsn, mut bytes: &[u8], each: EachRecord<'_>) -> Result<Option<Lsn>> {
         let mut at = lsn;
         if !self.partial.is_empty() {
             // Complete the frame first, then the body.
@@ -107,7 +105,7 @@ fn record_len(bytes: &[u8], lsn: Lsn) -> Result<usize> {
     }
 }
 
-fn emit(lsn: Lsn, record: &[u8], each: &mut dyn FnMut(Lsn, u8, &[u8]) -> Result<bool>) -> Result<bool> {
+fn emit(lsn: Lsn, record: &[u8], each: EachRecord<'_>) -> Result<bool> {
     match record[4] {
         PADDING => Ok(true),
         kind => each(lsn, kind, &record[FRAME..]),

@@ -11,7 +11,7 @@
 //! ends the stream in the same way.
 
 use super::format::{BlockHeader, SECTOR, SegmentHeader, SegmentKind};
-use super::record::Records;
+use super::record::{EachRecord, Records};
 use super::segment::Segments;
 use crate::base::{Lsn, RedoPosition};
 use crate::error::{Error, Result};
@@ -88,7 +88,7 @@ pub fn scan(
     segments: &Segments,
     position: RedoPosition,
     stable: Lsn,
-    each: &mut dyn FnMut(Lsn, u8, &[u8]) -> Result<bool>,
+    each: EachRecord<'_>,
 ) -> Result<ScannedRedo> {
     let scan = Scan { storage, segments, file_len: storage.len()? };
     let mut records = Records::default();

@@ -25,7 +25,7 @@ mod eviction;
 pub mod frame;
 pub mod mapping_table;
 
-pub use crate::log::record::{FRAME, frame as frame_record};
+pub use crate::log::record::{EachRecord, FRAME, frame as frame_record};
 pub use crate::log::{ImageAddr, ImageKind, Log};
 pub use checkpoint::CheckpointBuilder;
 pub use directory::{Item, Root};
@@ -441,7 +441,7 @@ impl<P: Page> PageCache<P> {
     ///
     /// # Errors
     /// As there.
-    pub fn replay(&self, each: &mut dyn FnMut(Lsn, u8, &[u8]) -> Result<bool>) -> Result<bool> {
+    pub fn replay(&self, each: EachRecord<'_>) -> Result<bool> {
         self.log.replay(each)
     }
 

@@ -133,7 +133,7 @@ fn pieces(start: usize, end: usize) -> impl Iterator<Item = (usize, usize, std::
     std::iter::from_fn(move || {
         let part = at..((at / PAGE + 1) * PAGE).min(end);
         at = part.end;
-        (part.start < part.end).then(|| (part.start / PAGE, part.start % PAGE, part))
+        (part.start < part.end).then_some((part.start / PAGE, part.start % PAGE, part))
     })
 }
 

@@ -76,6 +76,9 @@ impl<'g> SortedDeltas<'g> {
     }
 }
 
+/// A base record: the key without the prefix, and the value.
+type Record<'g> = (&'g [u8], Value<'g>);
+
 /// Position in base and deltas, moving in one direction.
 #[derive(Debug)]
 pub struct Merged<'g> {
@@ -92,6 +95,8 @@ pub struct Entry<'g> {
     pub prefix: &'g [u8],
     /// The rest of the key.
     pub rest: &'g [u8],
+    /// Fingerprint of the key, as a leaf has it.
+    pub fingerprint: u8,
     /// The newest value.
     pub value: Value<'g>,
     /// What the base has for the key, when a delta replaces it.
@@ -108,6 +113,11 @@ impl Entry<'_> {
     pub fn exists(&self) -> bool {
         self.value != Value::Gone
     }
+}
+
+/// Record `i` of a leaf as an entry.
+fn base_entry<'g>(leaf: Leaf<'g>, i: usize, rest: &'g [u8], value: Value<'g>) -> Entry<'g> {
+    Entry { prefix: leaf.prefix(), rest, fingerprint: leaf.fingerprint(i), value, replaced: None }
 }
 
 /// Compares the key of base record with a whole key.
@@ -141,15 +151,17 @@ impl<'g> Merged<'g> {
         Merged { base, deltas, at }
     }
 
-    fn entry(&self, record: Option<(&'g [u8], Value<'g>)>, delta: Option<DeltaRef<'g>>) -> Entry<'g> {
+    /// What base record `i` and a delta, of one key if both are there, say.
+    fn entry(&self, i: usize, record: Option<Record<'g>>, delta: Option<DeltaRef<'g>>) -> Entry<'g> {
         match (record, delta) {
             (record, Some(delta)) => Entry {
                 prefix: &[],
                 rest: delta.key,
+                fingerprint: delta.fingerprint as u8,
                 value: value_of(delta),
                 replaced: record.map(|(_, value)| value),
             },
-            (Some((rest, value)), None) => Entry { prefix: self.base.prefix(), rest, value, replaced: None },
+            (Some((rest, value)), None) => base_entry(self.base, i, rest, value),
             (None, None) => unreachable!("a step has a record or a delta"),
         }
     }
@@ -164,14 +176,14 @@ impl<'g> Merged<'g> {
             (None, Some(_)) => Ordering::Greater,
             (Some((suffix, _)), Some(delta)) => compare(self.base.prefix(), suffix, delta.key),
         };
+        let i = self.at.0;
         self.at.0 += usize::from(order != Ordering::Greater);
         self.at.1 += usize::from(order != Ordering::Less);
-        Some(
-            self.entry(
-                record.filter(|_| order != Ordering::Greater),
-                delta.filter(|_| order != Ordering::Less),
-            ),
-        )
+        Some(self.entry(
+            i,
+            record.filter(|_| order != Ordering::Greater),
+            delta.filter(|_| order != Ordering::Less),
+        ))
     }
 
     /// The next entry downwards, keys without a value included.
@@ -184,14 +196,14 @@ impl<'g> Merged<'g> {
             (None, Some(_)) => Ordering::Less,
             (Some((suffix, _)), Some(delta)) => compare(self.base.prefix(), suffix, delta.key),
         };
+        let i = self.at.0.saturating_sub(1);
         self.at.0 -= usize::from(order != Ordering::Less);
         self.at.1 -= usize::from(order != Ordering::Greater);
-        Some(
-            self.entry(
-                record.filter(|_| order != Ordering::Less),
-                delta.filter(|_| order != Ordering::Greater),
-            ),
-        )
+        Some(self.entry(
+            i,
+            record.filter(|_| order != Ordering::Less),
+            delta.filter(|_| order != Ordering::Greater),
+        ))
     }
 }
 
@@ -211,7 +223,8 @@ pub struct Gathered<'g> {
 /// An overlay that is folded without `below` stays one, and keeps what it removes.
 pub fn gather<'g>(frame: FrameRef<'g>, used: usize, below: Option<Leaf<'g>>) -> Gathered<'g> {
     let deltas = SortedDeltas::of(frame, used);
-    let mut out = Gathered { entries: Vec::new(), dropped: deltas.shadowed.clone(), bytes: 0 };
+    let most = Leaf::new(frame.base()).len() + used + below.map_or(0, Leaf::len);
+    let mut out = Gathered { entries: Vec::with_capacity(most), dropped: deltas.shadowed.clone(), bytes: 0 };
     let mut merged = Merged::forward_of(Leaf::new(frame.base()), deltas, &[]);
     let keep_gone = frame.overlay() && below.is_none();
     let mut old = below.map(|leaf| (leaf, 0));
@@ -227,9 +240,7 @@ pub fn gather<'g>(frame: FrameRef<'g>, used: usize, below: Option<Leaf<'g>>) -> 
             let (rest, value) = leaf.record(i);
             let order = compare(leaf.prefix(), rest, &entry.key());
             match order {
-                Ordering::Less => {
-                    push(&mut out, Entry { prefix: leaf.prefix(), rest, value, replaced: None })
-                }
+                Ordering::Less => push(&mut out, base_entry(leaf, i, rest, value)),
                 Ordering::Equal => out.dropped.extend(big_image(value)),
                 Ordering::Greater => break,
             }
@@ -240,7 +251,7 @@ pub fn gather<'g>(frame: FrameRef<'g>, used: usize, below: Option<Leaf<'g>>) -> 
     if let Some((leaf, from)) = old {
         for i in from..leaf.len() {
             let (rest, value) = leaf.record(i);
-            push(&mut out, Entry { prefix: leaf.prefix(), rest, value, replaced: None });
+            push(&mut out, base_entry(leaf, i, rest, value));
         }
     }
     out.forget_what_stays();
@@ -271,9 +282,10 @@ pub fn value_len(value: Value<'_>) -> usize {
 
 /// Builds one image of entries.
 pub fn build(entries: &[Entry<'_>], low: &[u8], high: Option<&[u8]>) -> Vec<u8> {
-    let mut builder = LeafBuilder::new(low, high);
+    let size = |e: &Entry<'_>| e.prefix.len() + e.rest.len() + value_len(e.value);
+    let mut builder = LeafBuilder::with_capacity(low, high, entries.len(), entries.iter().map(size).sum());
     for entry in entries {
-        builder.push(entry.prefix, entry.rest, entry.value);
+        builder.push(entry.prefix, entry.rest, entry.fingerprint, entry.value);
     }
     builder.finish()
 }

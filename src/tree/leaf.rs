@@ -254,6 +254,12 @@ impl<'a> Leaf<'a> {
         (&self.bytes[key], value)
     }
 
+    /// The fingerprint of record `i`.
+    #[inline]
+    pub fn fingerprint(self, i: usize) -> u8 {
+        self.bytes[HEADER + i]
+    }
+
     /// Looks `key`, which must be covered, up by its fingerprint.
     #[inline]
     pub fn find(self, key: &[u8], fingerprint: u16) -> Option<Value<'a>> {
@@ -387,29 +393,43 @@ impl<'a> LeafBuilder<'a> {
         LeafBuilder { low, high, prefix, fingerprints, offsets, records }
     }
 
-    /// Appends a record, its key in two parts; keys ascend strictly and lie within the fences (T2).
-    pub fn push(&mut self, front: &[u8], back: &[u8], value: Value<'_>) {
-        let joined;
-        let key = if front.is_empty() {
-            back
-        } else {
-            joined = [front, back].concat();
-            &joined
+    /// As [`Self::new`], with room for records of so many bytes in all.
+    pub fn with_capacity(
+        low: &'a [u8],
+        high: Option<&'a [u8]>,
+        records: usize,
+        bytes: usize,
+    ) -> LeafBuilder<'a> {
+        let mut builder = LeafBuilder::new(low, high);
+        builder.fingerprints.reserve(records);
+        builder.offsets.reserve(records);
+        builder.records.reserve(bytes + 4 * records);
+        builder
+    }
+
+    /// Appends a record, its key in two parts, and the key's fingerprint; keys ascend strictly and lie within the fences
+    /// (T2).
+    pub fn push(&mut self, front: &[u8], back: &[u8], fingerprint: u8, value: Value<'_>) {
+        // What all keys share is left out, wherever the parts meet.
+        let (front, back) = match front.get(self.prefix..) {
+            Some(front) => (front, back),
+            None => (&[][..], &back[self.prefix - front.len()..]),
         };
-        let suffix = &key[self.prefix..];
-        self.fingerprints.push(fingerprint(key) as u8);
+        self.fingerprints.push(fingerprint);
         self.offsets.push(u32::try_from(self.records.len()).expect("a leaf is shorter than 4 GiB"));
         let bytes = value.bytes();
         assert!(bytes.len() <= MAX_INLINE, "longer values are big values");
-        let short = suffix.len().min(LONG_KEY) as u16;
+        let suffix_len = front.len() + back.len();
+        let short = suffix_len.min(LONG_KEY) as u16;
         self.records.extend_from_slice(&short.to_le_bytes());
         let value_field = bytes.len() as u16 | (value.kind() << KIND_SHIFT);
         self.records.extend_from_slice(&value_field.to_le_bytes());
         if usize::from(short) == LONG_KEY {
-            let long = u32::try_from(suffix.len()).expect("keys are shorter than 4 GiB");
+            let long = u32::try_from(suffix_len).expect("keys are shorter than 4 GiB");
             self.records.extend_from_slice(&long.to_le_bytes());
         }
-        self.records.extend_from_slice(suffix);
+        self.records.extend_from_slice(front);
+        self.records.extend_from_slice(back);
         self.records.extend_from_slice(bytes);
     }
 

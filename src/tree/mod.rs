@@ -115,10 +115,10 @@ fn add(counter: &AtomicU64) {
 const SPARSE: usize = 1 << 16;
 /// How many of them are worth waking somebody.
 const SPARSE_DUE: usize = 8;
-/// Smallest redo budget that is scaled to the data, bytes.
-const LEAST_BUDGET: u64 = 4 << 20;
-/// Largest.
-const MOST_BUDGET: u64 = 256 << 20;
+/// Smallest and largest redo budget that is scaled to the data, bytes.
+const REDO_BUDGET: std::ops::RangeInclusive<u64> = (16 << 20)..=(256 << 20);
+/// Smallest image budget that is scaled to the data, bytes.
+const LEAST_IMAGES: u64 = 8 << 20;
 
 /// What wakes the maintenance thread.
 struct Wake(Box<dyn Fn() + Send + Sync>);
@@ -156,8 +156,10 @@ pub struct Forest {
     /// Raised under `raising_ids` after a flush.
     id_floor: AtomicU64,
     raising_ids: Mutex<()>,
-    /// A checkpoint is due after this many redo bytes, or twice as many bytes of images.
-    budget: AtomicU64,
+    /// A checkpoint is due after this many redo bytes.
+    redo_budget: AtomicU64,
+    /// Or after this many bytes of images: what they replace is freed by a checkpoint only.
+    image_budget: AtomicU64,
     /// Image bytes appended when the last checkpoint was made.
     appended_then: AtomicU64,
     /// Wakes the maintenance thread; unset: there is none, and foreground calls do its work.
@@ -186,7 +188,8 @@ impl Forest {
             next_id: AtomicU64::new(floor),
             id_floor: AtomicU64::new(floor),
             raising_ids: Mutex::default(),
-            budget: AtomicU64::new(LEAST_BUDGET),
+            redo_budget: AtomicU64::new(0),
+            image_budget: AtomicU64::new(0),
             appended_then: AtomicU64::new(0),
             wake: OnceLock::new(),
         };
@@ -333,21 +336,23 @@ impl Forest {
     }
 
     fn set_budget(&self) {
-        let budget = match self.options.redo_budget {
-            0 => (self.log().segments().usage().live / 4).clamp(LEAST_BUDGET, MOST_BUDGET),
-            fixed => fixed,
+        let half = self.log().segments().usage().live / 2;
+        let (redo, images) = match self.options.redo_budget {
+            0 => (half.clamp(*REDO_BUDGET.start(), *REDO_BUDGET.end()), half.max(LEAST_IMAGES)),
+            fixed => (fixed, 2 * fixed),
         };
-        // Relaxed: a hint.
-        self.budget.store(budget, Ordering::Relaxed);
+        // Relaxed: hints.
+        self.redo_budget.store(redo, Ordering::Relaxed);
+        self.image_budget.store(images, Ordering::Relaxed);
         self.appended_then.store(self.log().segments().appended(), Ordering::Relaxed);
     }
 
     /// Whether a checkpoint is due.
     fn checkpoint_due(&self) -> bool {
         // Relaxed: hints.
-        let budget = self.budget.load(Ordering::Relaxed);
         let images = self.log().segments().appended() - self.appended_then.load(Ordering::Relaxed);
-        self.log().redo_tail() >= budget || images >= 2 * budget
+        self.log().redo_tail() >= self.redo_budget.load(Ordering::Relaxed)
+            || images >= self.image_budget.load(Ordering::Relaxed)
     }
 
     /// Called by foreground operations now and then: has maintenance done when it is due, and waits while

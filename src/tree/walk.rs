@@ -330,6 +330,9 @@ fn malformed(what: &str) -> Error {
     Error::Corruption { at: None, bt: () }
 }
 
+/// Smallest keys and PIDs of a node's children.
+type Children = Vec<(Vec<u8>, u32)>;
+
 /// Builds a tree from its directory entries, level by level as nodes fill up.
 struct TreeBuilder<'a> {
     forest: &'a Forest,
@@ -338,9 +341,9 @@ struct TreeBuilder<'a> {
     name: Vec<u8>,
     previous: Option<Vec<u8>>,
     /// Children collected for the next node of each level, lowest first.
-    levels: Vec<Vec<(Vec<u8>, u32)>>,
+    levels: Vec<Children>,
     /// The last node built of each level, to learn its right sibling.
-    waiting: Vec<Option<(u32, Vec<(Vec<u8>, u32)>)>>,
+    waiting: Vec<Option<(u32, Children)>>,
 }
 
 impl<'a> TreeBuilder<'a> {
@@ -393,7 +396,7 @@ impl<'a> TreeBuilder<'a> {
     }
 
     /// A node is complete; the one before it is built now that its right sibling is known.
-    fn node(&mut self, level: usize, children: Vec<(Vec<u8>, u32)>) -> Result<()> {
+    fn node(&mut self, level: usize, children: Children) -> Result<()> {
         let pid = self.forest.cache.allocate_empty()?;
         let low = children[0].0.clone();
         if let Some((before, its)) = self.waiting[level].replace((pid, children)) {

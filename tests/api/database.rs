@@ -206,6 +206,7 @@ fn export_gives_every_tree_and_import_makes_a_copy() -> Result<()> {
     db.insert("k", "v")?;
     let tree = db.open_tree("t")?;
     for n in 0..500_u32 {
+        #[expect(clippy::needless_borrows_for_generic_args, reason = "programs for 0.34 do this")]
         tree.insert(n.to_be_bytes(), &n.to_le_bytes())?;
     }
     let exported: BTreeMap<Vec<u8>, Vec<Vec<Vec<u8>>>> = db

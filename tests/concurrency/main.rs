@@ -111,7 +111,7 @@ fn every_value_written_is_replaced_once_or_stays() -> Result<()> {
             } else {
                 let value = (thread as u64) << 32 | n;
                 written.push(value);
-                db.insert(key, &value.to_be_bytes())?
+                db.insert(key, value.to_be_bytes().to_vec())?
             };
             replaced.extend(old.as_deref().map(decode));
             dog.kick();
@@ -205,7 +205,7 @@ fn popping_threads_get_every_key_exactly_once() -> Result<()> {
     tuning.redo_buffer = 16 << 10;
     let db = open_on(SimStorage::new(), &tiny_config().cache_capacity(1 << 20), tuning)?;
     for n in 0..KEYS {
-        db.insert(n.to_be_bytes(), &n.to_le_bytes())?;
+        db.insert(n.to_be_bytes(), n.to_le_bytes().to_vec())?;
         if n % 1_000 == 0 {
             dog.kick();
         }

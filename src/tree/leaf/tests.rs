@@ -29,7 +29,7 @@ fn value((big, bytes): &(bool, Vec<u8>)) -> Value<'_> {
 fn build(model: &Model, low: &[u8], high: Option<&[u8]>) -> Vec<u8> {
     let mut builder = LeafBuilder::new(low, high);
     for (k, v) in model {
-        builder.push(b"", k, value(v));
+        builder.push(b"", k, fingerprint(k) as u8, value(v));
     }
     let expected = builder.image_len();
     let image = builder.finish();
@@ -40,8 +40,8 @@ fn build(model: &Model, low: &[u8], high: Option<&[u8]>) -> Vec<u8> {
 #[test]
 fn image_has_the_documented_bytes() {
     let mut builder = LeafBuilder::new(b"ab", Some(b"ad"));
-    builder.push(b"", b"abc", Value::Inline(b"xy"));
-    builder.push(b"", b"ac", Value::Big(b"addr____length__"));
+    builder.push(b"", b"abc", fingerprint(b"abc") as u8, Value::Inline(b"xy"));
+    builder.push(b"", b"ac", fingerprint(b"ac") as u8, Value::Big(b"addr____length__"));
     let image = builder.finish();
     let mut expected = vec![2, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 75, 0, 0, 0];
     expected.extend_from_slice(&[0, 0, 0, 0, 0, 0, b'd', b'a']);
@@ -100,8 +100,8 @@ fn long_keys_and_longest_values_fit() {
     let long = vec![0xFF; 70_000];
     let longest = vec![3; MAX_INLINE];
     let mut builder = LeafBuilder::new(b"", None);
-    builder.push(b"", &long[..65_535], Value::Inline(b""));
-    builder.push(b"", &long, Value::Inline(&longest));
+    builder.push(b"", &long[..65_535], fingerprint(&long[..65_535]) as u8, Value::Inline(b""));
+    builder.push(b"", &long, fingerprint(&long) as u8, Value::Inline(&longest));
     let image = builder.finish();
     let leaf = Leaf::validate(&image).expect("well formed");
     assert_eq!(leaf.find(&long[..65_535], fingerprint(&long[..65_535])), Some(Value::Inline(b"")));
