@@ -187,7 +187,7 @@ fn keys_of_a_mebibyte_of_ff_are_scanned_backwards() -> Result<()> {
     let db = open_on(SimStorage::new(), &config, Tuning { threads: true, ..Tuning::default() })?;
     let key = |n: u8| [&[0xFF; (1 << 20) + 1][..], &[n]].concat();
     for n in (0..40).rev() {
-        db.insert(key(n), &[n])?;
+        db.insert(key(n), [n])?;
         dog.kick();
     }
     db.insert("small", "s")?;

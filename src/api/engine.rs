@@ -15,7 +15,6 @@ use crate::tree::{BwTree, DEFAULT_TREE, Forest, TreeOptions};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Redo bytes that are worth a checkpoint when the database is closed.
 const CLOSE_TAIL: u64 = 256 << 10;
@@ -43,6 +42,7 @@ impl Core {
     }
 
     /// From now on every write fails.
+    #[cfg_attr(target_family = "wasm", allow(dead_code))]
     pub(super) fn poison(&self, error: Error) {
         self.config.latch_error(error.clone());
         self.forest.log().stability().poison(error);
@@ -174,7 +174,7 @@ fn start_threads(core: &Arc<Core>, tuning: &Tuning) -> Result<Option<Mutex<Threa
             core.signals.maintain();
         }
     }));
-    let every = core.config.flush_every_ms.map(Duration::from_millis);
+    let every = core.config.flush_every_ms.map(std::time::Duration::from_millis);
     Ok(Some(Mutex::new(Threads::start(core, every)?)))
 }
 

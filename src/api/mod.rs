@@ -7,5 +7,7 @@ pub mod engine;
 pub mod iter;
 pub mod merge_operator;
 pub mod testing;
+// Where there are no threads, foreground calls do their work.
+#[cfg_attr(target_family = "wasm", allow(dead_code))]
 mod threads;
 pub mod tree;

@@ -239,6 +239,10 @@ impl Segments {
     pub fn kill(&self, offset: u64, bytes: u64) {
         let number = self.number(offset).expect("an image lies in a segment");
         let mut inner = self.inner();
+        if matches!(inner.states[number as usize], State::Draining { .. }) {
+            // The cleaner saw that it was dead before whoever had replaced it came to say so.
+            return;
+        }
         let big = Self::page(&mut inner, number).kind == SegmentKind::Big;
         if big && let Some(suspects) = &mut inner.suspects {
             // A value that an older record replaces for now may be put again by a later one.

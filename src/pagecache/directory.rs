@@ -178,7 +178,7 @@ impl<'a> Reader<'a> {
             value |= u64::from(byte & 0x7F) << shift;
             if byte & 0x80 == 0 {
                 // No key or name comes near this; a larger number would have us wait for bytes for ever.
-                return Some(usize::try_from(value).ok().filter(|v| *v <= 1 << 32));
+                return Some(Some(value).filter(|v| *v <= 1 << 32).and_then(|v| usize::try_from(v).ok()));
             }
         }
         Some(None)

@@ -12,9 +12,11 @@
 //! Segment cleaning: Rosenblum and Ousterhout, "The Design and Implementation of a Log-Structured File System", TOCS
 //! 1992, section 3.
 
+use super::consolidate::Fold;
+use super::delta::big_image;
 use super::descent::At;
 use super::inner::Inner;
-use super::leaf::{BigRef, Leaf};
+use super::leaf::{BigRef, Leaf, fingerprint};
 use super::{BwTree, Forest, add};
 use crate::error::{Error, Result};
 use crate::pagecache::{FrameKind, ImageAddr, PageState, Word};
@@ -99,7 +101,7 @@ impl Forest {
     fn move_big(&self, tree: &BwTree, image: ImageAddr) -> Result<()> {
         let (bytes, at) = self.cache.read_big(image)?;
         let (key, value) = (&bytes[4..at], &bytes[at..]);
-        if !self.refers(tree, key, image)? {
+        if !self.refers_when_folded(tree, key, image)? {
             return Ok(());
         }
         let new = BigRef { image: self.cache.write_big(tree.id, key, value)?, len: value.len() as u64 };
@@ -132,10 +134,7 @@ impl Forest {
                 let counts = match self.catalog.get_id(header.tree) {
                     // Counted until the tree's pages are freed.
                     None => self.unfreed.lock().contains(&header.tree),
-                    Some(tree) => {
-                        self.fold_leaf_of(&tree, &bytes[4..at])?;
-                        self.refers(&tree, &bytes[4..at], image)?
-                    }
+                    Some(tree) => self.refers_when_folded(&tree, &bytes[4..at], image)?,
                 };
                 live += if counts { image.bytes() } else { 0 };
                 self.make_room()?;
@@ -146,14 +145,19 @@ impl Forest {
         Ok(())
     }
 
-    /// Recovery: folds the leaf of a key, so that nothing in it will be found dead later.
-    fn fold_leaf_of(&self, tree: &BwTree, key: &[u8]) -> Result<()> {
-        let guard = crossbeam_epoch::pin();
-        let at = self.leaf(tree, key, &guard)?;
-        if at.frame.overlay() || at.frame.used().0 > 0 {
-            self.consolidate(tree, at, super::consolidate::Fold::Whole, &guard)?;
+    /// Whether the key refers to the image, after its leaf was folded: from then on no frame that can be reached has the
+    /// image behind a newer value, and nobody but those who have a guard already will count its death.
+    fn refers_when_folded(&self, tree: &BwTree, key: &[u8], image: ImageAddr) -> Result<bool> {
+        let fingerprint = fingerprint(key);
+        loop {
+            let guard = crossbeam_epoch::pin();
+            tree.check()?;
+            let at = self.leaf(tree, key, &guard)?;
+            if !at.frame.overlay() && at.frame.look(fingerprint, key).delta.is_none() {
+                return Ok(at.leaf().find(key, fingerprint).and_then(big_image) == Some(image));
+            }
+            self.consolidate(tree, at, Fold::Whole, &guard)?;
         }
-        Ok(())
     }
 
     /// Frees the pages of dropped trees that nobody can be in any more.

@@ -183,13 +183,21 @@ impl Forest {
         Ok(pids)
     }
 
-    /// Takes back a page that nobody knows.
+    /// Takes back a page that no other refers to; only the eviction hand, which goes by PIDs, may have met it.
     pub(super) fn uninstall(&self, pid: u32, guard: &Guard) {
-        if let (_, PageState::Resident(frame)) = self.cache.load(pid, guard) {
-            self.cache.table().set(pid, Word::FREE);
-            self.cache.discard(frame);
+        loop {
+            let (word, state) = self.cache.load(pid, guard);
+            if !self.cache.table().swap(pid, word, Word::FREE) {
+                continue;
+            }
+            match state {
+                PageState::Resident(frame) => self.cache.retire(frame, guard),
+                PageState::Disk(image) => self.cache.kill(image),
+                other => unreachable!("nobody merges or frees a page that no other refers to: {other:?}"),
+            }
+            self.cache.table().free(pid);
+            return;
         }
-        self.cache.table().free(pid);
     }
 
     fn split_leaf(&self, tree: &BwTree, at: At<'_>, parts: &[Part], guard: &Guard) -> Result<bool> {

@@ -183,14 +183,6 @@ impl Forest {
         Ok(Some(slot))
     }
 
-    /// Whether the key refers to the image.
-    ///
-    /// # Errors
-    /// What reading failed with; `CollectionNotFound`.
-    pub(super) fn refers(&self, tree: &BwTree, key: &[u8], image: ImageAddr) -> Result<bool> {
-        self.get_with(tree, key, |_, found, _| Ok(found.and_then(big_image) == Some(image)))
-    }
-
     /// Makes the key refer to `new` if it refers to the image `old`; whether it did.
     ///
     /// # Errors
