@@ -20,11 +20,14 @@ use super::{Folded, Maintenance, Page, PageCache, count};
 use crate::error::Result;
 use crate::log::{ImageAddr, ImageKind, NewImage, Stream};
 use crossbeam_epoch::Guard;
+use std::sync::atomic::Ordering;
 
 /// Dirty pages written with one call.
 const BATCH: usize = 32;
 /// Memory past the capacity at which foreground writers help and wait, bytes.
 const SLACK: u64 = 4 << 20;
+/// How much memory must grow, after eviction could not get below the capacity, before it is tried again, bytes.
+const STUCK_STEP: u64 = 256 << 10;
 /// PIDs looked at under one guard and one hold of the maintenance lock.
 const STRIDE: usize = 1024;
 
@@ -42,13 +45,21 @@ impl<P: Page> PageCache<P> {
     /// Bytes of frames and deltas in use beyond the capacity.
     #[inline]
     pub fn excess(&self) -> u64 {
-        self.arena().in_use().saturating_sub(self.options.capacity)
+        self.arena().in_use().saturating_sub(self.limit())
+    }
+
+    /// The capacity, or what could not be evicted when that was tried last (inner nodes, pages in use) and a little
+    /// more: trying again for every operation would help nobody.
+    #[inline]
+    fn limit(&self) -> u64 {
+        // Relaxed: a hint.
+        self.options.capacity.max(self.stuck.load(Ordering::Relaxed))
     }
 
     /// Whether memory, what waits for its epoch included, is so far over the capacity that writers must wait.
     #[inline]
     pub fn over_hard_limit(&self) -> bool {
-        self.arena().allocated() > self.options.capacity + SLACK
+        self.arena().allocated() > self.limit() + SLACK
     }
 
     /// How far below the capacity a round of eviction goes, so that the next is not due at once.
@@ -70,6 +81,10 @@ impl<P: Page> PageCache<P> {
             // Lets the epoch move on and frees what is due.
             crossbeam_epoch::pin().flush();
         }
+        let left = self.arena().in_use();
+        let stuck = if left > goal { left + STUCK_STEP.min(self.options.capacity / 2) } else { 0 };
+        // Relaxed: a hint.
+        self.stuck.store(stuck, Ordering::Relaxed);
         Ok(())
     }
 

@@ -115,6 +115,8 @@ pub struct PageCache<P> {
     options: CacheOptions,
     /// P7.
     maintenance: Mutex<u64>,
+    /// Memory in use that eviction did not get below, and a step more; 0 = it did.
+    stuck: AtomicU64,
     /// Images of the durable directory, and leaf images that only it refers to: they die when the next one is durable.
     directory: Mutex<Vec<ImageAddr>>,
     /// What happened so far.
@@ -130,6 +132,7 @@ impl<P: Page> PageCache<P> {
             log,
             options,
             maintenance: Mutex::new(1),
+            stuck: AtomicU64::new(0),
             directory: Mutex::default(),
             counters: CacheCounters::default(),
             page: PhantomData,
