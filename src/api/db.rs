@@ -232,8 +232,10 @@ impl Db {
     pub fn checksum(&self) -> Result<u32> {
         let mut hasher = crc32fast::Hasher::new();
         for name in self.tree_names() {
+            // Dropped since its name was listed: as if it had been before.
+            let Some(tree) = self.engine().existing_tree(&name) else { continue };
             hasher.update(&name);
-            self.open_tree(&name)?.hash_into(&mut hasher)?;
+            tree.hash_into(&mut hasher)?;
         }
         Ok(hasher.finalize())
     }
@@ -265,8 +267,7 @@ impl Db {
         let mut collections = Vec::new();
         for name in self.tree_names() {
             // Dropped since its name was listed: not there to be exported.
-            let Some(tree) = self.engine().forest().catalog.get(&name) else { continue };
-            let tree = self.open_tree(&tree.name).expect("the tree is open");
+            let Some(tree) = self.engine().existing_tree(&name) else { continue };
             collections.push((COLLECTION.to_vec(), name.to_vec(), tree.iter().map(row)));
         }
         collections

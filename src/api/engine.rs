@@ -208,7 +208,7 @@ impl Engine {
 
     /// One who awaits a flush by the log writer; `None`: there is no such thread.
     pub(super) fn await_flush(&self) -> Option<Arc<super::threads::FlushWaiter>> {
-        self.threads.as_ref().map(|_| self.core.signals.await_flush())
+        self.threads.as_ref().and_then(|_| self.core.signals.await_flush())
     }
 
     /// A handle to the tree of a name, created if there is none.
@@ -216,6 +216,13 @@ impl Engine {
         let tree = self.forest().open_tree(name)?;
         let group = Arc::clone(self.groups.lock().entry(tree.id).or_default());
         Ok(Tree::new(Arc::clone(self), tree, group))
+    }
+
+    /// A handle to the tree of a name, if there is one.
+    pub(super) fn existing_tree(self: &Arc<Self>, name: &[u8]) -> Option<Tree> {
+        let tree = self.forest().catalog.get(name)?;
+        let group = Arc::clone(self.groups.lock().entry(tree.id).or_default());
+        Some(Tree::new(Arc::clone(self), tree, group))
     }
 
     /// Drops the tree of a name; `false`: there is none.

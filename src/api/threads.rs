@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use parking_lot::{Condvar, Mutex};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::task::Waker;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -93,16 +93,22 @@ impl FlushWaiter {
     }
 
     fn finish(&self, result: Result<u64>) {
-        let mut state = self.state.lock();
-        state.0 = Some(result);
-        if let Some(waker) = state.1.take() {
-            waker.wake();
+        let waker = {
+            let mut state = self.state.lock();
+            state.0 = Some(result);
+            state.1.take()
+        };
+        // Code of the user's executor: no lock is held, and a panic in it is not ours.
+        if let Some(waker) = waker
+            && catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err()
+        {
+            log::error!("a waker that awaited a flush panicked");
         }
     }
 }
 
 /// What the threads and those who wake them share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Signals {
     writer: Bell,
     maintenance: Bell,
@@ -110,13 +116,28 @@ pub(super) struct Signals {
     armed: AtomicBool,
     /// The file is to be tidied though nothing is due. Set by the log writer.
     tidy: AtomicBool,
-    /// Who awaits a flush.
-    waiters: Mutex<Vec<Arc<FlushWaiter>>>,
+    /// Who awaits a flush; `None` = the log writer is gone and nobody will be served.
+    waiters: Mutex<Option<Vec<Arc<FlushWaiter>>>>,
+}
+
+impl Default for Signals {
+    fn default() -> Signals {
+        Signals {
+            writer: Bell::default(),
+            maintenance: Bell::default(),
+            armed: AtomicBool::new(false),
+            tidy: AtomicBool::new(false),
+            waiters: Mutex::new(Some(Vec::new())),
+        }
+    }
 }
 
 impl Signals {
     /// A new buffer was begun: there is something to flush, or to write.
     pub(super) fn wrote(&self, backlog: u64) {
+        // SeqCst: either the log writer, which clears `armed` and then looks at the end of the log, sees the reservation
+        // that was made before this, or this sees `armed` cleared, and rings.
+        fence(Ordering::SeqCst);
         // AcqRel: pairs with the store in `writer_loop`; whoever finds it clear rings.
         if !self.armed.swap(true, Ordering::AcqRel) || backlog >= 2 {
             self.writer.ring();
@@ -128,12 +149,27 @@ impl Signals {
         self.maintenance.ring();
     }
 
-    /// Asks the log writer for a flush.
-    pub(super) fn await_flush(&self) -> Arc<FlushWaiter> {
+    /// Asks the log writer for a flush; `None`: there is none any more.
+    pub(super) fn await_flush(&self) -> Option<Arc<FlushWaiter>> {
         let waiter = Arc::new(FlushWaiter::default());
-        self.waiters.lock().push(Arc::clone(&waiter));
+        self.waiters.lock().as_mut()?.push(Arc::clone(&waiter));
         self.writer.ring();
-        waiter
+        Some(waiter)
+    }
+
+    fn serve_waiters(&self, core: &Core) {
+        let waiters = self.waiters.lock().as_mut().map(std::mem::take).unwrap_or_default();
+        if !waiters.is_empty() {
+            let result = core.flush();
+            waiters.iter().for_each(|waiter| waiter.finish(result.clone()));
+        }
+    }
+
+    /// The log writer has ended: those who wait are served here, and nobody waits any more.
+    fn close_waiters(&self, core: &Core) {
+        self.serve_waiters(core);
+        let late = self.waiters.lock().take().unwrap_or_default();
+        late.iter().for_each(|waiter| waiter.finish(core.flush()));
     }
 }
 
@@ -175,7 +211,7 @@ impl Threads {
                 let text = panic.downcast_ref::<String>().map(String::as_str);
                 let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
                 core.poison(Error::ReportableBug(format!("the thread {name} panicked: {text}")));
-                core.signals.fail_waiters(&core);
+                core.signals.close_waiters(&core);
             }
         })?;
         self.handles.push(handle);
@@ -187,25 +223,12 @@ impl Threads {
         core.signals.writer.stop();
         core.signals.maintenance.stop();
         for handle in self.handles.drain(..) {
-            // A panic was caught inside.
-            let _ = handle.join();
+            // The last handle may have been dropped by a waker, on the log writer itself. A panic was caught inside.
+            if handle.thread().id() != std::thread::current().id() {
+                let _ = handle.join();
+            }
         }
-        core.signals.fail_waiters(core);
-    }
-}
-
-impl Signals {
-    fn serve_waiters(&self, core: &Core) {
-        let waiters = std::mem::take(&mut *self.waiters.lock());
-        if !waiters.is_empty() {
-            let result = core.flush();
-            waiters.iter().for_each(|waiter| waiter.finish(result.clone()));
-        }
-    }
-
-    /// Nobody will flush for them any more: they are served here.
-    fn fail_waiters(&self, core: &Core) {
-        self.serve_waiters(core);
+        core.signals.close_waiters(core);
     }
 }
 
@@ -252,6 +275,8 @@ fn writer_loop(core: &Core, every: Option<Duration>) {
             (tick_at, flush_at) = (None, None);
             // Release: pairs with the swap in `wrote`.
             signals.armed.store(false, Ordering::Release);
+            // SeqCst: the other half of the argument in `wrote`.
+            fence(Ordering::SeqCst);
             if log.end() != end {
                 signals.wrote(0);
             } else if flushed && core.forest.is_untidy() {

@@ -179,7 +179,9 @@ impl Tree {
     /// # }
     /// ```
     pub fn contains_key<K: AsRef<[u8]>>(&self, key: K) -> Result<bool> {
-        self.engine.forest().contains(&self.bw, key.as_ref())
+        let found = self.engine.forest().contains(&self.bw, key.as_ref());
+        self.engine.forest().keep_up_reading();
+        found
     }
 
     /// If the value of a key is `old` (`None` = there is none), makes it `new` (`None` = removes it).
@@ -460,12 +462,14 @@ impl Tree {
     fn one(&self, start: &Start) -> Result<Option<(IVec, IVec)>> {
         let mut pairs = Pairs::new();
         self.engine.forest().step(&self.bw, start, &Bound::Unbounded, 1, &mut pairs)?;
+        self.engine.forest().keep_up_reading();
         Ok(pairs.pop_front())
     }
 
     fn one_back(&self, start: &Start) -> Result<Option<(IVec, IVec)>> {
         let mut pairs = Pairs::new();
         self.engine.forest().step_back(&self.bw, start, &Bound::Unbounded, 1, &mut pairs)?;
+        self.engine.forest().keep_up_reading();
         Ok(pairs.pop_front())
     }
 

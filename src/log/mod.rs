@@ -23,7 +23,7 @@
 //!
 //! # Concurrency
 //!
-//! Lock order: `syncing`, then `writer`, then the locks of segments and streams. `syncing` is held across a sync, so that
+//! Lock order: `syncing`, then `writer`, then the locks of segments and streams; `sync_call` is innermost. `syncing` is held across a sync, so that
 //! those who wait for it share the next one (group commit); `writer` is not, so that filling buffers goes on
 //! while the medium syncs.
 
@@ -82,8 +82,10 @@ pub struct Log {
     ring: OnceLock<Ring>,
     /// Moves buffers to the medium. `None` until the stream's end is known.
     writer: Mutex<Option<RedoWriter>>,
-    /// Held across a sync.
+    /// Held by flushes across a sync, so that those who wait share the next.
     syncing: Mutex<()>,
+    /// Held across every call of the system's sync: it reports a failure to one caller only.
+    sync_call: Mutex<()>,
     /// The newest superblock that is durable.
     superblock: Mutex<Superblock>,
     /// Called when there is a sealed buffer to write.
@@ -190,6 +192,7 @@ impl Log {
             ring: OnceLock::new(),
             writer: Mutex::new(None),
             syncing: Mutex::new(()),
+            sync_call: Mutex::new(()),
             wake: OnceLock::new(),
             redo_lsn: AtomicU64::new(superblock.redo.lsn.0),
             superblock: Mutex::new(superblock),
@@ -256,12 +259,15 @@ impl Log {
             {
                 return Ok(false);
             }
+            // As in `write_again`: it may be in the caches of the system only.
+            self.storage.write_at(offset, &header)?;
         }
         if self.segments.nonce(image.offset(), image.bytes()) != Some(nonce) {
             return Ok(false);
         }
         match self.pages.read_raw(image) {
-            Ok(_) => {
+            Ok((_, raw)) => {
+                self.storage.write_at(image.offset(), &raw)?;
                 self.segments.note_used(number, image.offset() + image.bytes());
                 Ok(true)
             }
@@ -295,6 +301,7 @@ impl Log {
             writer
         } else {
             let found = redo_scan::scan(&*storage, &segments, superblock.redo, superblock.stable, each)?;
+            self.write_again(&superblock, &found)?;
             let writer = RedoWriter::resume(storage, Arc::clone(&segments), &found);
             segments.end_recovery();
             writer
@@ -305,6 +312,27 @@ impl Log {
         let ring = Ring::new(BUFFERS, self.options.redo_buffer, start);
         self.ring.set(ring).expect("replayed once");
         Ok(fresh)
+    }
+
+    /// Recovery: writes what it relies on, and nobody knows to be durable, once more to where it is. After a failed sync
+    /// the system may show bytes that it will never write by itself (L7); those of the next sync it will.
+    fn write_again(&self, superblock: &Superblock, found: &redo_scan::ScannedRedo) -> Result<()> {
+        for (number, end) in &found.chain {
+            if *end > superblock.stable {
+                let offset = self.segments.offset(*number);
+                let there = self.storage.len()?.saturating_sub(offset).min(self.segments.size() as u64);
+                let mut bytes = vec![0; there as usize];
+                self.storage.read_at(offset, &mut bytes)?;
+                self.storage.write_at(offset, &bytes)?;
+            }
+        }
+        self.put_superblock(superblock)?;
+        if superblock.generation == 2 {
+            // The creation was cut short before generation 1 was gone.
+            self.sync()?;
+            self.write_superblock(|s| Superblock { generation: s.generation + 1, ..s.clone() })?;
+        }
+        Ok(())
     }
 
     /// Sealed buffers that wait to be written.
@@ -396,6 +424,7 @@ impl Log {
 
     /// Syncs the medium; a failure is final (L7).
     fn sync(&self) -> Result<()> {
+        let _one_at_a_time = self.sync_call.lock();
         self.stability.check()?;
         if self.options.volatile {
             return Ok(());
@@ -464,7 +493,7 @@ impl Log {
         self.write_superblock(next)?;
         // Relaxed: statistic.
         self.redo_lsn.store(redo.lsn.0, Ordering::Relaxed);
-        Ok(self.writer().as_mut().expect("the stream is started").take_before(redo.lsn))
+        Ok(self.writer().as_mut().expect("the stream is started").take_before(redo))
     }
 
     /// Flushes and syncs, even when the redo stream has nothing new: there may be images.
@@ -492,14 +521,19 @@ impl Log {
     fn write_superblock(&self, change: impl FnOnce(&Superblock) -> Superblock) -> Result<()> {
         let mut current = self.superblock.lock();
         let next = change(&current);
-        let mut slot = [0; COPY_AT as usize + SECTOR];
-        let copy = next.encode();
-        slot[..SECTOR].copy_from_slice(&copy);
-        slot[COPY_AT as usize..].copy_from_slice(&copy);
-        self.storage.write_at(next.slot(), &slot)?;
+        self.put_superblock(&next)?;
         self.sync()?;
         *current = next;
         Ok(())
+    }
+
+    /// Writes both copies of a superblock into its slot.
+    fn put_superblock(&self, superblock: &Superblock) -> Result<()> {
+        let mut slot = [0; COPY_AT as usize + SECTOR];
+        let copy = superblock.encode();
+        slot[..SECTOR].copy_from_slice(&copy);
+        slot[COPY_AT as usize..].copy_from_slice(&copy);
+        Ok(self.storage.write_at(superblock.slot(), &slot)?)
     }
 
     /// The newest durable superblock.

@@ -30,7 +30,7 @@ use crate::base::Lsn;
 use crossbeam_utils::{Backoff, CachePadded};
 use parking_lot::Mutex;
 use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 const SEALED: u64 = 1 << 63;
@@ -257,7 +257,9 @@ impl Ring {
             // Acquire: pairs with the CAS of any reservation whose caller returned before we were called.
             let header = Header(buffer.header.load(Ordering::Acquire));
             let base = Lsn(buffer.base.load(Ordering::Relaxed));
-            // Acquire: the fields are of one buffer only when it is current still.
+            // Acquire: keeps the look at `current` behind those at the fields, which are of one buffer only if it is
+            // current still.
+            fence(Ordering::Acquire);
             if !header.sealed() && self.current.load(Ordering::Acquire) == sequence {
                 return base.plus(header.used() as u64);
             }

@@ -158,10 +158,12 @@ impl RedoWriter {
         }
     }
 
-    /// Redo segments that end at or before `lsn`; they are the caller's to drain.
-    pub fn take_before(&mut self, lsn: Lsn) -> Vec<u32> {
+    /// Redo segments that end at or before a redo position, and do not have it; they are the caller's to drain.
+    pub fn take_before(&mut self, redo: RedoPosition) -> Vec<u32> {
         let mut gone = Vec::new();
-        while let Some(full) = self.full.front().filter(|full| full.end <= lsn) {
+        // A position may be at the very end of a segment, which replay then starts in.
+        let behind = |full: &&Full| full.end <= redo.lsn && full.number != redo.segment;
+        while let Some(full) = self.full.front().filter(behind) {
             gone.push(full.number);
             self.full.pop_front();
         }

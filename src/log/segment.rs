@@ -309,7 +309,8 @@ impl Segments {
         for (number, bytes) in inner.deferred.replace(Vec::new()).unwrap_or_default() {
             Self::bury(&mut inner, number, bytes);
         }
-        let dead = |(_, s): &(u32, &State)| matches!(s, State::Page(p) if p.sealed && p.live == 0);
+        let dead =
+            |(_, s): &(u32, &State)| matches!(s, State::Page(p) if p.sealed && p.live == 0 && p.pending == 0);
         (0..).zip(&inner.states).filter(dead).map(|(number, _)| number).collect()
     }
 

@@ -38,6 +38,8 @@ pub const SLOTS: usize = 16;
 
 /// Marks the first empty slot of a frame that was frozen before it was full.
 const SEAL: u64 = 1;
+/// The clock of a frame that the eviction hand must not touch.
+const HELD: u8 = 2;
 const ADDRESS_BITS: u32 = 48;
 const ADDRESS_MASK: u64 = (1 << ADDRESS_BITS) - 1;
 
@@ -69,7 +71,7 @@ struct Header {
     kind: FrameKind,
     /// The base holds only changes to the image at `disk`. Written by the constructor only.
     overlay: bool,
-    /// 1 = used since the eviction hand last came by. Relaxed statistic.
+    /// 1 = used since the eviction hand last came by; `HELD` = the hand is to keep off. Relaxed statistic.
     clock: AtomicU8,
     base_len: u32,
     /// The page's newest image, 0 = none. Changed by CAS, by whoever wrote or moved the image.
@@ -484,7 +486,19 @@ impl<'g> FrameRef<'g> {
     /// Whether it was used since the last call.
     pub fn take_clock(self) -> bool {
         // Relaxed: statistic.
-        self.header().clock.swap(0, Ordering::Relaxed) != 0
+        self.header().clock.compare_exchange(1, 0, Ordering::Relaxed, Ordering::Relaxed) != Err(0)
+    }
+
+    /// Keeps the eviction hand off until [`Self::release`]: no other page refers to this one yet.
+    pub fn hold(self) {
+        // Relaxed: the mapping word publishes it.
+        self.header().clock.store(HELD, Ordering::Relaxed);
+    }
+
+    /// Ends [`Self::hold`].
+    pub fn release(self) {
+        // Relaxed: statistic from here on.
+        self.header().clock.store(1, Ordering::Relaxed);
     }
 
     /// Bytes of the frame and its deltas.

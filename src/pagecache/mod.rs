@@ -26,7 +26,7 @@ pub mod frame;
 pub mod mapping_table;
 
 pub use crate::log::record::{EachRecord, FRAME, frame as frame_record};
-pub use crate::log::{ImageAddr, ImageKind, Log};
+pub use crate::log::{ImageAddr, ImageKind, Log, Page as Run, SegmentKind};
 pub use checkpoint::CheckpointBuilder;
 pub use directory::{Item, Root};
 pub use frame::{DeltaKind, DeltaRef, FrameKind, FrameRef, NewDelta, NewFrame, Published, SLOTS};
@@ -34,13 +34,13 @@ pub use mapping_table::{MappingTable, PageState, Word};
 
 use crate::base::{Lsn, RedoPosition};
 use crate::error::{Error, Result};
-use crate::log::{ImageHeader, Page as Run, Reservation, SegmentKind, Stream};
+use crate::log::{ImageHeader, Reservation, Stream};
 use arena::Arena;
 use crossbeam_epoch::Guard;
 use parking_lot::{Mutex, MutexGuard};
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// What the pagecache must know about the content of its pages.
 pub trait Page: Send + Sync + 'static {
@@ -220,6 +220,8 @@ impl<P: Page> PageCache<P> {
         }
         // The cleaner may have moved the image between the look at `old` and the swap; it looks at the
         // word after its own change, so one of the two carries the address over (P6).
+        // SeqCst: of this (word, then `disk`) and `adopt_image` (`disk`, then word) at least one sees the other's change.
+        fence(Ordering::SeqCst);
         if old.kind() == FrameKind::Leaf && old.disk() != inherited {
             new.set_disk(inherited, old.disk());
         }
@@ -467,17 +469,17 @@ impl<P: Page> PageCache<P> {
         self.log.adopt_big(image, nonce)
     }
 
-    /// Moves the image of a page if it is still `from`: reads it whole, appends it elsewhere, and has the page own the
-    /// new one. Under the maintenance lock.
+    /// Moves the image of a page if it is still `from`: appends it elsewhere, and has the page own the new one. Under the
+    /// maintenance lock. `heir` finds the page that took the image over when this one, a root, was split.
     ///
     /// # Errors
-    /// What reading or writing failed with.
+    /// What writing failed with.
     pub fn move_leaf(
         &self,
         pid: u32,
         from: ImageAddr,
         (header, raw): (&ImageHeader, &[u8]),
-        _lock: &Maintenance<'_>,
+        heir: &dyn Fn() -> Option<u32>,
         guard: &Guard,
     ) -> Result<bool> {
         let owns = match self.load(pid, guard).1 {
@@ -489,8 +491,17 @@ impl<P: Page> PageCache<P> {
             return Ok(false);
         }
         let to = self.log.pages().append_raw(Stream::Moved, header, raw)?;
-        let moved = self.table().swap(pid, Word::disk(from), Word::disk(to))
+        let mut moved = self.table().swap(pid, Word::disk(from), Word::disk(to))
             || self.adopt_image(pid, from, to, guard);
+        if let PageState::Resident(root) = self.load(pid, guard).1
+            && root.kind() == FrameKind::Inner
+            && let Some(heir) = heir()
+        {
+            // Whether or not the splitter saw the new address, the heir has one of the two, and has the new one now.
+            let changed = self.adopt_image(heir, from, to, guard);
+            let has = matches!(self.load(heir, guard).1, PageState::Resident(frame) if frame.disk() == to);
+            moved = changed || has;
+        }
         self.kill(if moved { from } else { to });
         if moved {
             count(&self.counters.moved_images);
@@ -527,6 +538,8 @@ impl<P: Page> PageCache<P> {
                 return adopted;
             }
             adopted |= current.set_disk(from, to);
+            // SeqCst: the other half of the argument in `replace`.
+            fence(Ordering::SeqCst);
             if self.load(pid, guard).0 == word {
                 return adopted;
             }

@@ -19,7 +19,7 @@ use super::inner::Inner;
 use super::leaf::{BigRef, Leaf, fingerprint};
 use super::{BwTree, Forest, add};
 use crate::error::{Error, Result};
-use crate::pagecache::{FrameKind, ImageAddr, PageState, Word};
+use crate::pagecache::{FrameKind, ImageAddr, PageState, Run, SegmentKind, Word};
 use crossbeam_epoch::Guard;
 use std::collections::BTreeSet;
 
@@ -44,13 +44,14 @@ impl Forest {
             if used <= goal {
                 break;
             }
-            self.clean_segment(number, run.nonce, run.used)?;
+            self.clean_segment(number, &run)?;
             used = used.saturating_sub(run.used - run.live);
         }
         Ok(())
     }
 
-    fn clean_segment(&self, number: u32, nonce: u64, used: u64) -> Result<()> {
+    fn clean_segment(&self, number: u32, run: &Run) -> Result<()> {
+        let (nonce, used, kind) = (run.nonce, run.used, run.kind);
         let mut all_known = true;
         let images = self.cache.scan_segment(number, nonce, used, &self.cache.maintain())?;
         let Some(images) = images else { return Ok(()) };
@@ -67,11 +68,14 @@ impl Forest {
                 _ => Ok(()),
             };
             match moved {
-                Ok(()) | Err(Error::CollectionNotFound(_)) => {}
+                Ok(()) => {}
+                // Dropped just now, and counted until it is freed; or damaged, and left where it is.
+                Err(Error::CollectionNotFound(_) | Error::Corruption { .. }) => all_known = false,
                 Err(error) => return Err(error),
             }
         }
-        if all_known {
+        // Leaves are counted exactly, and moving them has brought their count down.
+        if all_known && kind == SegmentKind::Big {
             self.cache.emptied(number);
         }
         add(&self.counters.cleaned_segments);
@@ -79,7 +83,7 @@ impl Forest {
     }
 
     fn move_leaf(&self, tree: &BwTree, image: ImageAddr) -> Result<()> {
-        let lock = self.cache.maintain();
+        let _lock = self.cache.maintain();
         let guard = crossbeam_epoch::pin();
         tree.check()?;
         // What is dead may be damaged without harm; what is live and damaged is left where it is.
@@ -87,14 +91,16 @@ impl Forest {
             return Err(Error::corruption_at(image.offset()));
         };
         let Ok(leaf) = Leaf::validate(&payload) else { return Err(Error::corruption_at(image.offset())) };
-        let pid = match self.inner_at(tree, 1, leaf.low(), &guard)? {
-            None => tree.root,
-            Some((at, _)) => {
-                let node = Inner::new(at.frame.base());
-                node.child(node.find(leaf.low()))
-            }
+        let page = || -> Result<u32> {
+            Ok(match self.inner_at(tree, 1, leaf.low(), &guard)? {
+                None => tree.root,
+                Some((at, _)) => {
+                    let node = Inner::new(at.frame.base());
+                    node.child(node.find(leaf.low()))
+                }
+            })
         };
-        self.cache.move_leaf(pid, image, (&header, &raw), &lock, &guard)?;
+        self.cache.move_leaf(page()?, image, (&header, &raw), &|| page().ok(), &guard)?;
         Ok(())
     }
 

@@ -45,7 +45,8 @@ impl Forest {
         match self.cache.load(at.pid, guard) {
             (_, PageState::Resident(current)) if current.address() == at.frame.address() => {}
             (_, PageState::Merging(_)) => {
-                // A few instructions of the maintenance thread away from being a redirect.
+                // A few instructions of the maintenance thread away from being a redirect, unless that has died.
+                self.cache.check()?;
                 std::thread::yield_now();
                 return Ok(());
             }
@@ -166,12 +167,24 @@ impl Forest {
         self.cache.frame(new, guard)
     }
 
+    /// Lets the eviction hand have pages that others refer to now.
+    fn release(&self, pids: &[u32], guard: &Guard) {
+        for pid in pids {
+            if let (_, PageState::Resident(frame)) = self.cache.load(*pid, guard) {
+                frame.release();
+            }
+        }
+    }
+
     /// Installs parts under new PIDs, right to left; the last is followed by `right`.
     fn install(&self, tree: &BwTree, parts: &[Part], right: u32, guard: &Guard) -> Result<Vec<u32>> {
         let mut pids = vec![0; parts.len()];
         let mut next = right;
         for (i, part) in parts.iter().enumerate().rev() {
-            match self.cache.allocate(self.part_frame(tree, part, None, next, guard)) {
+            let frame = self.part_frame(tree, part, None, next, guard);
+            // Evicting it would post the separator behind it, for a page that may never come to be.
+            frame.hold();
+            match self.cache.allocate(frame) {
                 Ok(pid) => next = pid,
                 Err(error) => {
                     pids[i + 1..].iter().for_each(|pid| self.uninstall(*pid, guard));
@@ -183,7 +196,7 @@ impl Forest {
         Ok(pids)
     }
 
-    /// Takes back a page that no other refers to; only the eviction hand, which goes by PIDs, may have met it.
+    /// Takes back a page that no other refers to.
     pub(super) fn uninstall(&self, pid: u32, guard: &Guard) {
         loop {
             let (word, state) = self.cache.load(pid, guard);
@@ -208,8 +221,10 @@ impl Forest {
             return Ok(false);
         }
         add(&self.counters.leaf_splits);
+        self.release(&pids, guard);
         for (part, pid) in parts[1..].iter().zip(&pids) {
-            self.post(tree, 1, &part.low, *pid, guard)?;
+            // Whoever walks to the right tries again (T3).
+            let _ = self.post(tree, 1, &part.low, *pid, guard);
         }
         Ok(true)
     }
@@ -220,6 +235,7 @@ impl Forest {
         // The first part takes over the image of the old root.
         let first = self.part_frame(tree, &parts[0], Some(at.frame), pids[0], guard);
         let inherited = first.disk();
+        first.hold();
         let first_pid = match self.cache.allocate(first) {
             Ok(pid) => pid,
             Err(error) => {
@@ -237,6 +253,7 @@ impl Forest {
             pids.iter().for_each(|pid| self.uninstall(*pid, guard));
             return Ok(false);
         }
+        self.release(&pids, guard);
         if at.frame.disk() != inherited {
             self.cache.adopt_image(first_pid, inherited, at.frame.disk(), guard);
         }

@@ -115,8 +115,17 @@ impl Forest {
                 pid = self.move_right(tree, leaf, frame, guard)?;
                 continue;
             }
-            if merging && let Some(at) = self.merged_into(frame, goal, guard) {
-                return Ok(at);
+            if merging {
+                match self.merged_into(At { pid, frame }, goal, guard) {
+                    Some(at) => return Ok(at),
+                    None => {
+                        // Merged, and already split again or merged further: the maintenance thread is about to say so.
+                        self.cache.check()?;
+                        std::thread::yield_now();
+                        pid = tree.root;
+                        continue;
+                    }
+                }
             }
             return Ok(At { pid, frame });
         }
@@ -135,13 +144,27 @@ impl Forest {
         }
     }
 
-    /// Where a leaf that is being merged has gone, if it has. Until then its frozen frame is current: whoever changes
-    /// a key of its range does so in the merged page.
-    fn merged_into<'g>(&self, frame: FrameRef<'g>, goal: Goal<'_>, guard: &'g Guard) -> Option<At<'g>> {
-        let pid = frame.merge_into();
-        let (_, PageState::Resident(left)) = self.cache.load(pid, guard) else { return None };
-        let whole = left.kind() == FrameKind::Leaf && !goal.is_past_leaf(Leaf::new(left.base()));
-        whole.then_some(At { pid, frame: left })
+    /// Which frame is current for a leaf that is being merged: its own while the page it goes into still ends where it
+    /// starts, and the merged one from then on. `None`: it is neither of these any more.
+    fn merged_into<'g>(&self, at: At<'g>, goal: Goal<'_>, guard: &'g Guard) -> Option<At<'g>> {
+        let pid = at.frame.merge_into();
+        let (_, PageState::Resident(into)) = self.cache.load(pid, guard) else { return None };
+        let own = match into.kind() {
+            // A root whose only child this is, to take its place.
+            FrameKind::Inner => {
+                let node = Inner::new(into.base());
+                node.children() == 1 && node.child(0) == at.pid
+            }
+            FrameKind::Leaf => {
+                let left = Leaf::new(into.base());
+                if !goal.is_past_leaf(left) {
+                    return Some(At { pid, frame: into });
+                }
+                // Split after the merge it would have another right sibling.
+                left.high() == Some(at.leaf().low()) && (into.right() == 0 || into.right() == at.pid)
+            }
+        };
+        own.then_some(at)
     }
 
     /// The inner node at `level` whose range has `key`, and its word. `None`: the tree is not that high.

@@ -74,7 +74,7 @@ impl Forest {
                 return Ok(false);
             }
         }
-        let _shape = self.shape.lock();
+        let shape = self.shape.lock();
         if !self.are_siblings(tree, level + 1, &separator, left_pid, right_pid, guard)? {
             return Ok(false);
         }
@@ -88,6 +88,8 @@ impl Forest {
         }
         self.drop_separator(tree, level + 1, &separator, right_pid, guard)?;
         self.cache.retire_pid(right_pid, guard);
+        // What follows may fold and split a leaf, whose separator may split an inner node.
+        drop(shape);
         let left = node.children() - 1;
         if left == 1 && parent.pid == tree.root {
             if let (_, PageState::Resident(frame)) = self.cache.load(tree.root, guard)

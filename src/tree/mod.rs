@@ -54,7 +54,7 @@ use crate::base::Lsn;
 use crate::error::Result;
 use crate::pagecache::{CacheOptions, Log, PageCache};
 use delta::LeafPage;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -138,7 +138,8 @@ pub struct Forest {
     pub catalog: Catalog,
     /// What happened so far.
     pub counters: TreeCounters,
-    /// Held while a checkpoint is made, and while nodes are merged, which its walk does not expect.
+    /// Held while segments are cleaned and a checkpoint is made, and while nodes are merged, which its walk does not
+    /// expect.
     checkpointing: Mutex<()>,
     /// Inner nodes are split, and any nodes merged, under this: a page that is merged stays next to its left sibling
     /// under one parent. Leaves are split, and separators posted, without it.
@@ -323,7 +324,9 @@ impl Forest {
         Ok(id)
     }
 
+    /// The bound that is durable, or is about to be: a record of it may be before a checkpoint's redo LSN already.
     fn id_floor(&self) -> u64 {
+        let _raising = self.raising_ids.lock();
         // Acquire: pairs with the Release in `generate_id`.
         self.id_floor.load(Ordering::Acquire)
     }
@@ -420,8 +423,10 @@ impl Forest {
         {
             result = result.and(self.merge_sparse());
         }
-        if self.checkpoint_due() {
-            result = result.and(self.tidy());
+        if self.checkpoint_due()
+            && let Some(alone) = self.checkpointing.try_lock()
+        {
+            result = result.and(self.tidy_alone(&alone));
         }
         result
     }
@@ -431,9 +436,21 @@ impl Forest {
     /// # Errors
     /// What reading or writing failed with.
     pub fn tidy(&self) -> Result<()> {
+        self.tidy_alone(&self.checkpointing.lock())
+    }
+
+    fn tidy_alone(&self, alone: &MutexGuard<'_, ()>) -> Result<()> {
         self.cache.check()?;
+        // A dropped tree is not in the directory any more, so its big values should not be counted there either.
+        for _ in 0..8 {
+            if self.unfreed.lock().is_empty() {
+                break;
+            }
+            crossbeam_epoch::pin().flush();
+            self.free_dropped()?;
+        }
         let cleaned = self.clean();
-        self.checkpoint()?;
+        self.checkpoint(alone)?;
         self.set_budget();
         self.await_epoch();
         self.log().give_back(false)?;
@@ -473,6 +490,6 @@ impl Forest {
     pub fn is_untidy(&self) -> bool {
         let usage = self.log().segments().usage();
         let garbage = usage.used - usage.live + self.log().redo_tail();
-        garbage > usage.live / 16 + (256 << 10)
+        garbage > usage.live / 16 + (256 << 10) || !self.unfreed.lock().is_empty()
     }
 }

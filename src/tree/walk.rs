@@ -24,6 +24,7 @@ use crate::pagecache::{
     CheckpointBuilder, DeltaKind, FrameKind, ImageAddr, Item, NewDelta, NewFrame, PageState, Published, Word,
 };
 use crossbeam_epoch::Guard;
+use parking_lot::MutexGuard;
 use std::sync::Arc;
 
 impl Forest {
@@ -31,8 +32,7 @@ impl Forest {
     ///
     /// # Errors
     /// What reading or writing failed with; then the checkpoint before stays.
-    pub fn checkpoint(&self) -> Result<()> {
-        let _one_at_a_time = self.checkpointing.lock();
+    pub(super) fn checkpoint(&self, _alone: &MutexGuard<'_, ()>) -> Result<()> {
         let mut builder = self.cache.begin_checkpoint()?;
         let (trees, next_tree) = self.catalog.snapshot();
         let id_floor = self.id_floor();
@@ -112,13 +112,15 @@ impl Forest {
         high: Option<&[u8]>,
         guard: &Guard,
     ) -> Result<Option<Vec<u8>>> {
-        if let (_, PageState::Disk(image)) = self.cache.load(pid, guard) {
+        if let (word, PageState::Disk(image)) = self.cache.load(pid, guard) {
             // Complete, and its range is that between the separators, unless it was split off and evicted since the
-            // node was loaded; then the walk from the root knows better.
+            // node was loaded; then the walk from the root knows better. If it is still on disk after the separators
+            // were read they are of this image: what is faulted in stays, as only the holder of the lock evicts.
             if let Some((at, _)) = self.inner_at(tree, 1, low, guard)? {
                 let node = Inner::new(at.frame.base());
                 let index = node.find(low);
-                if node.child(index) == pid && node.separator(index) == low {
+                let same = node.child(index) == pid && node.separator(index) == low;
+                if same && self.cache.load(pid, guard).0 == word {
                     let end = if index + 1 < node.children() {
                         Some(node.separator(index + 1))
                     } else {

@@ -43,16 +43,34 @@ pub struct Written {
     pub changed: bool,
 }
 
-/// What was decided, ready to be published again after a lost race.
-enum Ready {
-    Inline(IVec),
+/// What was decided, ready to be published.
+enum Ready<'a> {
+    Inline(&'a IVec),
     Big(BigRef),
     Gone,
 }
 
+/// What one attempt leaves to the next.
+struct Attempt<'a> {
+    forest: &'a Forest,
+    fingerprint: u16,
+    /// The image of a big value that was decided on and not published.
+    image: Option<(IVec, BigRef)>,
+    /// What was decided about which old value: it stands while the key has that, whatever else made the attempt fail.
+    decided: Option<(Option<IVec>, Change)>,
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if let Some((_, big)) = self.image.take() {
+            self.forest.cache.settle_big(big.image, false);
+        }
+    }
+}
+
 impl Forest {
-    /// Changes the value of a key in one step to what `decide` makes of the old one; `decide` is called
-    /// again when somebody else was faster.
+    /// Changes the value of a key in one step to what `decide` makes of the old one; `decide` is called again when the key
+    /// got another value meanwhile.
     ///
     /// # Errors
     /// What reading or writing failed with, then nothing changed; `CollectionNotFound`.
@@ -65,21 +83,12 @@ impl Forest {
         if self.cache.over_hard_limit() {
             self.keep_up()?;
         }
-        let fingerprint = fingerprint(key);
-        // The image of a big value that was decided on; written once as long as the decision stays the same.
-        let mut image: Option<(IVec, BigRef)> = None;
-        let written = loop {
-            match self.write_once(tree, key, fingerprint, &mut decide, &mut image) {
-                Ok(None) => {}
-                Ok(Some(written)) => break Ok(written),
-                Err(error) => break Err(error),
+        let mut attempt = Attempt { forest: self, fingerprint: fingerprint(key), image: None, decided: None };
+        loop {
+            if let Some(written) = self.write_once(tree, key, &mut decide, &mut attempt)? {
+                return Ok(written);
             }
-        };
-        if let Some((_, big)) = image {
-            // It was not published.
-            self.cache.settle_big(big.image, false);
         }
-        written
     }
 
     /// One attempt; `None`: somebody else was faster.
@@ -87,10 +96,10 @@ impl Forest {
         &self,
         tree: &BwTree,
         key: &[u8],
-        fingerprint: u16,
         decide: &mut impl FnMut(Option<&IVec>) -> Result<Change>,
-        image: &mut Option<(IVec, BigRef)>,
+        attempt: &mut Attempt<'_>,
     ) -> Result<Option<Written>> {
+        let fingerprint = attempt.fingerprint;
         let guard = crossbeam_epoch::pin();
         tree.check()?;
         let at = self.leaf(tree, key, &guard)?;
@@ -113,11 +122,15 @@ impl Forest {
             Found::Value(value) => (Some(self.copy_out(value)?), big_image(value)),
             _ => (None, None),
         };
-        let ready = match decide(old.as_ref())? {
+        let change = match attempt.decided.take() {
+            Some((seen, change)) if seen == old => change,
+            _ => decide(old.as_ref())?,
+        };
+        let ready = match &change {
             Change::Keep => return Ok(Some(Written { old, changed: false })),
             Change::Remove => Ready::Gone,
             Change::Put(value) if value.len() <= self.options.big_value => Ready::Inline(value),
-            Change::Put(value) => Ready::Big(self.big_value(tree, key, value, image)?),
+            Change::Put(value) => Ready::Big(self.big_value(tree, key, value, &mut attempt.image)?),
         };
         let encoded;
         let (kind, value, record) = match &ready {
@@ -130,10 +143,11 @@ impl Forest {
             }
         };
         let Some(slot) = self.publish(at, look.used, fingerprint, (kind, value), &record, key)? else {
+            attempt.decided = Some((old, change));
             return Ok(None);
         };
         if let Ready::Big(big) = ready {
-            *image = None;
+            attempt.image = None;
             self.cache.settle_big(big.image, true);
         }
         let busy = old_image.is_some() || matches!(ready, Ready::Big(_));
@@ -228,20 +242,20 @@ impl Forest {
         &self,
         tree: &BwTree,
         key: &[u8],
-        value: IVec,
+        value: &IVec,
         image: &mut Option<(IVec, BigRef)>,
     ) -> Result<BigRef> {
         if let Some((before, big)) = image {
-            if *before == value {
+            if before == value {
                 return Ok(*big);
             }
             self.cache.settle_big(big.image, false);
             *image = None;
         }
         tree.set_big();
-        let big = BigRef { image: self.cache.write_big(tree.id, key, &value)?, len: value.len() as u64 };
+        let big = BigRef { image: self.cache.write_big(tree.id, key, value)?, len: value.len() as u64 };
         super::add(&self.counters.big_values_written);
-        *image = Some((value, big));
+        *image = Some((value.clone(), big));
         Ok(big)
     }
 }
