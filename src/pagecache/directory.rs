@@ -322,6 +322,7 @@ mod tests {
             units: 2,
             used: 300,
             live: 260,
+            pending: 0,
             sealed: true,
             emptied: false,
         };
