@@ -27,10 +27,10 @@
 #![allow(unsafe_code)]
 
 use crate::base::Lsn;
-use crossbeam_utils::{Backoff, CachePadded};
-use parking_lot::Mutex;
+use crate::base::sync::atomic::{AtomicU64, Ordering};
+use crate::base::sync::{Backoff, Mutex, Watches};
+use crossbeam_utils::CachePadded;
 use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 const SEALED: u64 = 1 << 63;
@@ -70,6 +70,8 @@ struct Buffer {
     base: AtomicU64,
     /// L3.
     bytes: UnsafeCell<Box<[u8]>>,
+    /// Accesses to `bytes`.
+    watches: Watches,
 }
 
 // SAFETY: `bytes` is shared as L3 says: disjoint ranges while open, read-only when final, replaced only while
@@ -128,6 +130,7 @@ impl Ring {
                 header: AtomicU64::new(SEALED),
                 base: AtomicU64::new(0),
                 bytes: UnsafeCell::new(vec![0; capacity].into_boxed_slice()),
+                watches: Watches::new(capacity),
             })
         };
         let buffers: Box<[_]> = (0..count).map(|_| buffer()).collect();
@@ -304,6 +307,7 @@ impl Ring {
         };
         // SAFETY: sealed and without writers, so nobody writes the bytes until `drained` says so (L3, L5).
         let bytes = unsafe { &*buffer.bytes.get() };
+        buffer.watches.read(0..header.used());
         // Relaxed: stays as it is until the buffer is drained.
         Final { base: Lsn(buffer.base.load(Ordering::Relaxed)), bytes: &bytes[..header.used()] }
     }
@@ -354,6 +358,7 @@ impl Reservation<'_> {
     /// The claimed bytes; they hold what an earlier use left.
     #[inline]
     pub fn bytes(&mut self) -> &mut [u8] {
+        self.buffer.watches.written(self.start..self.start + self.len);
         // SAFETY: a reservation has its range to itself while it lives (L3); the boxed slice is not replaced while
         // the buffer has a writer (L5).
         let start = unsafe { (*self.buffer.bytes.get()).as_mut_ptr() };

@@ -28,13 +28,14 @@
 
 use super::arena::Arena;
 use crate::base::Lsn;
+use crate::base::sync::Watch;
+use crate::base::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use crate::log::ImageAddr;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-/// Delta slots of a leaf frame.
-pub const SLOTS: usize = 16;
+/// Delta slots of a leaf frame; few enough for every interleaving in a model.
+pub const SLOTS: usize = if cfg!(loom) { 2 } else { 16 };
 
 /// Marks the first empty slot of a frame that was frozen before it was full.
 const SEAL: u64 = 1;
@@ -83,6 +84,8 @@ struct Header {
     /// PID of the page that this one is being merged into. Written before the mapping word says so.
     merge_into: AtomicU32,
     spare: [u32; 7],
+    /// The header and the base.
+    watch: Watch,
 }
 
 /// What a new frame is made of.
@@ -110,11 +113,13 @@ struct DeltaHeader {
     key_len: u32,
     value_len: u32,
     kind: DeltaKind,
+    /// The whole record.
+    watch: Watch,
 }
 
 const HEADER: usize = size_of::<Header>();
 const DELTA_HEADER: usize = size_of::<DeltaHeader>();
-const _: () = assert!(HEADER == 64 && DELTA_HEADER == 24);
+const _: () = assert!(cfg!(loom) || HEADER == 64 && DELTA_HEADER == 24);
 
 /// What a publish found.
 #[derive(Debug)]
@@ -173,9 +178,21 @@ pub fn defer(guard: &crossbeam_epoch::Guard, work: impl FnOnce() + Send + 'stati
     guard.defer(work);
 }
 
+/// Frees a block that others have seen. A model keeps it, so that a use after this is always told from
+/// a use of what came in its place.
+///
+/// # Safety
+/// As for [`Arena::free`].
+unsafe fn give_back(arena: &Arena, block: NonNull<u8>, size: usize) {
+    if cfg!(not(loom)) {
+        // SAFETY: as the caller promises.
+        unsafe { arena.free(block, size) };
+    }
+}
+
 fn slot_area(kind: FrameKind) -> usize {
     match kind {
-        FrameKind::Leaf => SLOTS * 8,
+        FrameKind::Leaf => SLOTS * size_of::<AtomicU64>(),
         FrameKind::Inner => 0,
     }
 }
@@ -190,6 +207,7 @@ impl<'a> NewDelta<'a> {
             key_len: u32::try_from(key.len()).expect("keys are shorter than 4 GiB"),
             value_len: u32::try_from(value.len()).expect("inline values are shorter than 4 GiB"),
             kind,
+            watch: Watch::new(),
         };
         // SAFETY: the block is `size` bytes, 16-aligned and ours alone.
         unsafe { ptr.cast::<DeltaHeader>().write(header) };
@@ -242,13 +260,18 @@ impl<'g> FrameRef<'g> {
             right: new.right,
             merge_into: AtomicU32::new(0),
             spare: [0; 7],
+            watch: Watch::new(),
         };
         // SAFETY: the block is large enough, 16-aligned and ours alone.
         unsafe { ptr.cast::<Header>().write(header) };
         // SAFETY: the slots follow the header within the block.
         let slots_at = unsafe { ptr.add(HEADER) };
-        // SAFETY: `slots` bytes follow the header within the block.
-        unsafe { slots_at.as_ptr().write_bytes(0, slots) };
+        for i in 0..slots / size_of::<AtomicU64>() {
+            // SAFETY: `slots` bytes follow the header within the block.
+            let slot = unsafe { slots_at.cast::<AtomicU64>().add(i) };
+            // SAFETY: within the block, as above, which is 16-aligned.
+            unsafe { slot.write(AtomicU64::new(0)) };
+        }
         // SAFETY: the base follows the slots within the block.
         let base_at = unsafe { slots_at.add(slots) };
         // SAFETY: the base's bytes are left in the block; source and block are distinct.
@@ -287,7 +310,9 @@ impl<'g> FrameRef<'g> {
     #[inline]
     fn header(self) -> &'g Header {
         // SAFETY: the guard of `'g` keeps the frame alive (P4).
-        unsafe { self.ptr.as_ref() }
+        let header = unsafe { self.ptr.as_ref() };
+        header.watch.read();
+        header
     }
 
     /// Leaf or inner.
@@ -345,6 +370,7 @@ impl<'g> FrameRef<'g> {
         let ptr = std::ptr::with_exposed_provenance::<u8>((word & ADDRESS_MASK) as usize);
         // SAFETY: published records are initialised and freed with their frame (P4).
         let header = unsafe { &*ptr.cast::<DeltaHeader>() };
+        header.watch.read();
         // SAFETY: the key follows the header in the block.
         let key_at = unsafe { ptr.add(DELTA_HEADER) };
         // SAFETY: `new` copied this many bytes there; immutable since.
@@ -536,13 +562,16 @@ impl<'g> FrameRef<'g> {
                 let ptr = std::ptr::with_exposed_provenance_mut::<u8>((word & ADDRESS_MASK) as usize);
                 // SAFETY: published words hold non-null addresses.
                 let ptr = unsafe { NonNull::new_unchecked(ptr) };
+                // SAFETY: initialised, as it was published, and not freed yet.
+                unsafe { ptr.cast::<DeltaHeader>().as_ref() }.watch.freed();
                 // SAFETY: allocated with this size; unreachable as the caller promises.
-                unsafe { arena.free(ptr, size) };
+                unsafe { give_back(arena, ptr, size) };
             }
         }
         let size = HEADER + slot_area(self.kind()) + self.base().len();
+        self.header().watch.freed();
         // SAFETY: allocated with this size by `create`; unreachable as the caller promises.
-        unsafe { arena.free(self.ptr.cast(), size) };
+        unsafe { give_back(arena, self.ptr.cast(), size) };
     }
 }
 
