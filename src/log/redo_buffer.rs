@@ -502,3 +502,107 @@ mod tests {
         assert_eq!(next, [0, each, each]);
     }
 }
+
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use crate::base::sync::check;
+    use crate::log::record::{frame, pad};
+    use loom::thread::spawn;
+    use std::sync::Arc;
+
+    /// Bytes of a record: its frame, which holds a name for it, and its LSN.
+    const RECORD: usize = 6;
+    const START: Lsn = Lsn(9);
+
+    /// The ring and what was drained, under the log's writer lock.
+    struct Log {
+        ring: Ring,
+        out: Mutex<Vec<u8>>,
+    }
+
+    /// Drains what is sealed.
+    fn drain(log: &Log) {
+        let mut out = log.out.lock();
+        while log.ring.first_undrained() < log.ring.sealed() {
+            let sequence = log.ring.first_undrained();
+            let done = log.ring.take_final(sequence);
+            assert_eq!(done.base, START.plus(out.len() as u64), "L4");
+            out.extend_from_slice(done.bytes);
+            log.ring.drained(sequence);
+        }
+    }
+
+    /// Reserves a record, and fills and completes it, or drops the reservation: padding.
+    fn write(log: &Log, name: u8, complete: bool) {
+        loop {
+            let Reserved::Space(mut space) = log.ring.reserve(RECORD) else {
+                drain(log);
+                continue;
+            };
+            if !complete {
+                return;
+            }
+            let lsn = space.lsn().0 as u8;
+            let bytes = space.bytes();
+            frame(bytes, name);
+            bytes[RECORD - 1] = lsn;
+            return space.complete();
+        }
+    }
+
+    /// Two writers with so many records each, the last of the second dropped, and somebody who flushes.
+    fn writers_and_a_flusher(per_buffer: usize, counts: [u8; 2]) {
+        let ring = Ring::new(3, per_buffer * RECORD, START);
+        let log = Arc::new(Log { ring, out: Mutex::new(Vec::new()) });
+        let writers = [0, 1].map(|who| {
+            let log = Arc::clone(&log);
+            let count = counts[usize::from(who)];
+            spawn(move || {
+                for n in 0..count {
+                    write(&log, 0x80 | who << 4 | n, who == 0 || n + 1 < count);
+                }
+            })
+        });
+        let total = usize::from(counts[0] + counts[1]) * RECORD;
+        log.ring.seal_current();
+        drain(&log);
+        writers.into_iter().for_each(|w| w.join().expect("a writer panicked"));
+        let ring = &log.ring;
+        assert_eq!(ring.end(), START.plus(total as u64));
+        assert_eq!(ring.aborted(), 1);
+        while ring.seal_current().is_none_or(|below| ring.first_undrained() < below) {
+            drain(&log);
+        }
+        let out = log.out.lock();
+        assert_eq!(out.len(), total);
+
+        let mut next = [0; 2];
+        let mut padding = [0; RECORD];
+        pad(&mut padding, RECORD);
+        for (i, record) in out.chunks(RECORD).enumerate() {
+            if record[..RECORD - 1] == padding[..RECORD - 1] {
+                // The reservation that was dropped.
+                next[1] += 1;
+                continue;
+            }
+            let who = usize::from(record[4] >> 4 & 1);
+            let mut expected = [0; RECORD];
+            frame(&mut expected, 0x80 | (who as u8) << 4 | next[who]);
+            expected[RECORD - 1] = START.plus((i * RECORD) as u64).0 as u8;
+            assert_eq!(record, expected, "record {i}");
+            next[who] += 1;
+        }
+        assert_eq!(next, counts, "nothing is lost, nothing comes twice");
+    }
+
+    #[test]
+    fn buffers_of_one_record_are_reused() {
+        check(2, || writers_and_a_flusher(1, [4, 1]));
+    }
+
+    #[test]
+    fn buffers_of_two_records_are_shared() {
+        check(2, || writers_and_a_flusher(2, [2, 2]));
+    }
+}

@@ -697,3 +697,94 @@ mod tests {
         assert_eq!(arena.allocated(), 0);
     }
 }
+
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use crate::base::sync::check;
+    use std::sync::Arc;
+
+    /// Of all keys, so that looking for one looks at the records of the others.
+    const FINGERPRINT: u16 = 7;
+
+    /// The key, and the LSN, of a delta of the model.
+    fn name(who: u8, n: u8) -> [u8; 2] {
+        [who, n]
+    }
+
+    fn lsn([who, n]: [u8; 2]) -> Lsn {
+        Lsn(u64::from(who) * 10 + u64::from(n))
+    }
+
+    /// The published prefix, each record as its publisher made it.
+    fn published(frame: FrameRef<'_>, used: usize) -> Vec<[u8; 2]> {
+        let delta = |i| {
+            let delta = frame.delta(i);
+            let key: [u8; 2] = delta.key.try_into().expect("two bytes");
+            assert_eq!((delta.value, delta.lsn, delta.fingerprint), (&key[1..], lsn(key), FINGERPRINT));
+            key
+        };
+        (0..used).map(delta).collect()
+    }
+
+    /// Publishes `count` deltas, or as many as the frame takes.
+    fn publisher(arena: &Arena, frame: FrameRef<'_>, who: u8, count: u8) -> Vec<[u8; 2]> {
+        let mut installed = Vec::new();
+        for n in 0..count {
+            let key = name(who, n);
+            let mut delta = NewDelta::new(arena, DeltaKind::Put, &key, &key[1..]);
+            delta.set_lsn(lsn(key));
+            loop {
+                let look = frame.look(FINGERPRINT, &key);
+                assert!(look.delta.is_none(), "not published yet");
+                match frame.publish(look.used, FINGERPRINT, delta) {
+                    (Published::Installed, _) => break installed.push(key),
+                    (Published::Frozen, _) => return installed,
+                    (Published::Taken, back) => delta = back.expect("handed back"),
+                }
+            }
+        }
+        installed
+    }
+
+    /// What was acknowledged is the published prefix, which the freezer saw whole (P1, P2).
+    fn publishers_and_a_freezer(counts: [u8; 2]) {
+        let arena = Arc::new(Arena::default());
+        let new = NewFrame {
+            kind: FrameKind::Leaf,
+            overlay: false,
+            tree: 1,
+            base: b"base",
+            disk: ImageAddr::NONE,
+            first_lsn: Lsn::MAX,
+            right: 0,
+        };
+        let frame = FrameRef::create(&arena, new);
+        let address = frame.address();
+        let spawn = |who: u8, count| {
+            let arena = Arc::clone(&arena);
+            loom::thread::spawn(move || {
+                // SAFETY: the frame is freed only after every thread was joined.
+                publisher(&arena, unsafe { FrameRef::from_address(address) }, who, count)
+            })
+        };
+        let threads = [spawn(1, counts[0]), spawn(2, counts[1])];
+        let used = frame.freeze();
+        let at_freeze = published(frame, used);
+        let mut acked: Vec<_> =
+            threads.into_iter().flat_map(|t| t.join().expect("a publisher panicked")).collect();
+        assert_eq!(frame.used(), (used, true), "nothing changes after the freeze");
+        assert_eq!(published(frame, used), at_freeze);
+        let mut seen = at_freeze;
+        acked.sort_unstable();
+        seen.sort_unstable();
+        assert_eq!(acked, seen);
+        // SAFETY: all threads are joined.
+        unsafe { frame.free(&arena) };
+    }
+
+    #[test]
+    fn publishers_and_a_freezer_agree() {
+        check(3, || publishers_and_a_freezer([2, 1]));
+    }
+}
