@@ -73,8 +73,8 @@ struct Header {
     /// 1 = used since the eviction hand last came by. Relaxed statistic.
     clock: AtomicU8,
     base_len: u32,
-    /// The page's newest image, 0 = none. Changed by CAS, by whoever wrote or moved the image.
-    disk: AtomicU64,
+    /// The page's newest image, 0 = none. Written by the constructor only.
+    disk: u64,
     /// Smallest LSN of a change that is in the base and not in the image; MAX = the base equals the image.
     first_lsn: u64,
     /// The tree of the page. Written by the constructor only.
@@ -254,7 +254,7 @@ impl<'g> FrameRef<'g> {
             overlay: new.overlay,
             clock: AtomicU8::new(1),
             base_len: u32::try_from(new.base.len()).expect("a base image is shorter than 4 GiB"),
-            disk: AtomicU64::new(new.disk.0),
+            disk: new.disk.0,
             first_lsn: new.first_lsn.0,
             tree: new.tree,
             right: new.right,
@@ -289,6 +289,21 @@ impl<'g> FrameRef<'g> {
             debug_assert!(matches!(published, Published::Installed), "the frame is ours alone");
         }
         frame
+    }
+
+    /// Allocates a frame with the same content and first `used` deltas, whose image is at `disk`.
+    pub fn copy<'n>(self, arena: &Arena, used: usize, disk: ImageAddr) -> FrameRef<'n> {
+        let new = NewFrame {
+            kind: self.kind(),
+            overlay: self.overlay(),
+            tree: self.tree(),
+            base: self.base(),
+            disk,
+            first_lsn: self.first_lsn(),
+            right: self.right(),
+        };
+        let deltas: Vec<_> = (0..used).map(|i| self.delta(i)).collect();
+        FrameRef::create_with(arena, new, &deltas)
     }
 
     /// The frame at an address that was read from a mapping word.
@@ -448,14 +463,7 @@ impl<'g> FrameRef<'g> {
 
     /// The page's newest image.
     pub fn disk(self) -> ImageAddr {
-        // Acquire: pairs with the CAS in `set_disk`.
-        ImageAddr(self.header().disk.load(Ordering::Acquire))
-    }
-
-    /// Changes the image address if it is still `from`.
-    pub fn set_disk(self, from: ImageAddr, to: ImageAddr) -> bool {
-        // AcqRel: pairs with the load in `disk`.
-        self.header().disk.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        ImageAddr(self.header().disk)
     }
 
     /// Smallest LSN of a change in the base that is in no image.
@@ -634,12 +642,20 @@ mod tests {
     }
 
     #[test]
-    fn image_address_changes_only_from_what_was_seen() {
+    fn a_copy_differs_only_in_its_image() {
         let arena = Arena::default();
-        let frame =
-            FrameRef::create(&arena, NewFrame { disk: ImageAddr(5), ..new_frame(FrameKind::Inner, b"node") });
-        assert!(!frame.set_disk(ImageAddr(4), ImageAddr(6)) && frame.disk() == ImageAddr(5));
-        assert!(frame.set_disk(ImageAddr(5), ImageAddr(6)) && frame.disk() == ImageAddr(6));
+        let new =
+            NewFrame { disk: ImageAddr(5), overlay: true, right: 3, ..new_frame(FrameKind::Leaf, b"base") };
+        let frame = FrameRef::create(&arena, new);
+        assert!(matches!(frame.publish(0, 1, put(&arena, b"k", b"v", 8)).0, Published::Installed));
+        let copy = frame.copy(&arena, frame.freeze(), ImageAddr(6));
+        assert_eq!((frame.disk(), copy.disk()), (ImageAddr(5), ImageAddr(6)));
+        assert_eq!((copy.base(), copy.overlay(), copy.right()), (frame.base(), true, 3));
+        let delta = copy.delta(0);
+        assert_eq!((delta.key, delta.value, delta.lsn), (&b"k"[..], &b"v"[..], Lsn(8)));
+        assert_eq!(copy.used(), (1, false), "it takes deltas again");
+        // SAFETY: never reachable from a mapping table.
+        unsafe { copy.free(&arena) };
         assert!(frame.take_clock() && !frame.take_clock());
         frame.touch();
         assert!(frame.take_clock());
