@@ -68,8 +68,8 @@ struct Buffer {
     header: AtomicU64,
     /// LSN of the first byte. Written by `rotate` before the buffer becomes current.
     base: AtomicU64,
-    /// L3.
-    bytes: UnsafeCell<Box<[u8]>>,
+    /// L3. A cell for each byte, as nobody may have a reference to those of others.
+    bytes: UnsafeCell<Box<[UnsafeCell<u8>]>>,
     /// Accesses to `bytes`.
     watches: Watches,
 }
@@ -121,6 +121,13 @@ pub struct Final<'a> {
     pub bytes: &'a [u8],
 }
 
+/// A buffer of zeros, whose memory is touched only as it is used.
+fn zeros(len: usize) -> Box<[UnsafeCell<u8>]> {
+    let bytes = Box::into_raw(vec![0_u8; len].into_boxed_slice());
+    // SAFETY: from `into_raw`, and a cell has the layout of what is in it.
+    unsafe { Box::from_raw(bytes as *mut [UnsafeCell<u8>]) }
+}
+
 impl Ring {
     /// `count` buffers of `capacity` bytes, the first of them current with base `start`.
     pub fn new(count: usize, capacity: usize, start: Lsn) -> Ring {
@@ -129,7 +136,7 @@ impl Ring {
             CachePadded::new(Buffer {
                 header: AtomicU64::new(SEALED),
                 base: AtomicU64::new(0),
-                bytes: UnsafeCell::new(vec![0; capacity].into_boxed_slice()),
+                bytes: UnsafeCell::new(zeros(capacity)),
                 watches: Watches::new(capacity),
             })
         };
@@ -241,7 +248,7 @@ impl Ring {
         let buffer = self.buffer(sequence + 1);
         // SAFETY: drained and not current, so nobody has a reservation in it or reads it (L3, L5); the rotation
         // mutex keeps everybody else from opening it.
-        unsafe { *buffer.bytes.get() = vec![0; len].into_boxed_slice() };
+        unsafe { *buffer.bytes.get() = zeros(len) };
         // Relaxed: the header's Release publishes it.
         buffer.base.store(lsn.0, Ordering::Relaxed);
         // Release: pairs with the Acquire in `take_final`.
@@ -308,8 +315,11 @@ impl Ring {
         // SAFETY: sealed and without writers, so nobody writes the bytes until `drained` says so (L3, L5).
         let bytes = unsafe { &*buffer.bytes.get() };
         buffer.watches.read(0..header.used());
+        let start = UnsafeCell::raw_get(bytes[..header.used()].as_ptr());
+        // SAFETY: within the slice, initialised, and written by nobody, as above.
+        let bytes = unsafe { std::slice::from_raw_parts(start, header.used()) };
         // Relaxed: stays as it is until the buffer is drained.
-        Final { base: Lsn(buffer.base.load(Ordering::Relaxed)), bytes: &bytes[..header.used()] }
+        Final { base: Lsn(buffer.base.load(Ordering::Relaxed)), bytes }
     }
 
     /// The bytes of buffer `sequence` are written out. Only the holder of the log's writer lock calls this.
@@ -318,7 +328,7 @@ impl Ring {
         // SAFETY: final (`take_final` came before), and its only reader is our caller, which is done.
         let bytes = unsafe { &mut *buffer.bytes.get() };
         if bytes.len() != self.capacity {
-            *bytes = vec![0; self.capacity].into_boxed_slice();
+            *bytes = zeros(self.capacity);
         }
         // Release: pairs with the Acquire in `is_drained`.
         self.drained.store(sequence + 1, Ordering::Release);
@@ -361,7 +371,8 @@ impl Reservation<'_> {
         self.buffer.watches.written(self.start..self.start + self.len);
         // SAFETY: a reservation has its range to itself while it lives (L3); the boxed slice is not replaced while
         // the buffer has a writer (L5).
-        let start = unsafe { (*self.buffer.bytes.get()).as_mut_ptr() };
+        let bytes = unsafe { &*self.buffer.bytes.get() };
+        let start = UnsafeCell::raw_get(bytes.as_ptr());
         // SAFETY: the range lies within the buffer, as `reserve` checked.
         let at = unsafe { start.add(self.start) };
         // SAFETY: initialised when the buffer was made; ours alone (L3).
