@@ -461,7 +461,7 @@ mod tests {
     #[test]
     fn superblock_damage_and_strangers_are_told_apart() {
         let good = sample().encode();
-        for at in 12..SECTOR {
+        for at in (12..SECTOR).step_by(if cfg!(miri) { 499 } else { 1 }) {
             let mut bad = good;
             bad[at] ^= 4;
             assert_eq!(Superblock::decode(&bad).expect("ours, damaged"), None, "byte {at}");

@@ -27,10 +27,10 @@
 #![allow(unsafe_code)]
 
 use crate::base::Lsn;
-use crossbeam_utils::{Backoff, CachePadded};
-use parking_lot::Mutex;
+use crate::base::sync::atomic::{AtomicU64, Ordering, fence};
+use crate::base::sync::{Backoff, Mutex, Watches};
+use crossbeam_utils::CachePadded;
 use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 const SEALED: u64 = 1 << 63;
@@ -68,8 +68,10 @@ struct Buffer {
     header: AtomicU64,
     /// LSN of the first byte. Written by `rotate` before the buffer becomes current.
     base: AtomicU64,
-    /// L3.
-    bytes: UnsafeCell<Box<[u8]>>,
+    /// L3. A cell for each byte, as nobody may have a reference to those of others.
+    bytes: UnsafeCell<Box<[UnsafeCell<u8>]>>,
+    /// Accesses to `bytes`.
+    watches: Watches,
 }
 
 // SAFETY: `bytes` is shared as L3 says: disjoint ranges while open, read-only when final, replaced only while
@@ -119,6 +121,13 @@ pub struct Final<'a> {
     pub bytes: &'a [u8],
 }
 
+/// A buffer of zeros, whose memory is touched only as it is used.
+fn zeros(len: usize) -> Box<[UnsafeCell<u8>]> {
+    let bytes = Box::into_raw(vec![0_u8; len].into_boxed_slice());
+    // SAFETY: from `into_raw`, and a cell has the layout of what is in it.
+    unsafe { Box::from_raw(bytes as *mut [UnsafeCell<u8>]) }
+}
+
 impl Ring {
     /// `count` buffers of `capacity` bytes, the first of them current with base `start`.
     pub fn new(count: usize, capacity: usize, start: Lsn) -> Ring {
@@ -127,7 +136,8 @@ impl Ring {
             CachePadded::new(Buffer {
                 header: AtomicU64::new(SEALED),
                 base: AtomicU64::new(0),
-                bytes: UnsafeCell::new(vec![0; capacity].into_boxed_slice()),
+                bytes: UnsafeCell::new(zeros(capacity)),
+                watches: Watches::new(capacity),
             })
         };
         let buffers: Box<[_]> = (0..count).map(|_| buffer()).collect();
@@ -238,7 +248,7 @@ impl Ring {
         let buffer = self.buffer(sequence + 1);
         // SAFETY: drained and not current, so nobody has a reservation in it or reads it (L3, L5); the rotation
         // mutex keeps everybody else from opening it.
-        unsafe { *buffer.bytes.get() = vec![0; len].into_boxed_slice() };
+        unsafe { *buffer.bytes.get() = zeros(len) };
         // Relaxed: the header's Release publishes it.
         buffer.base.store(lsn.0, Ordering::Relaxed);
         // Release: pairs with the Acquire in `take_final`.
@@ -306,8 +316,12 @@ impl Ring {
         };
         // SAFETY: sealed and without writers, so nobody writes the bytes until `drained` says so (L3, L5).
         let bytes = unsafe { &*buffer.bytes.get() };
+        buffer.watches.read(0..header.used());
+        let start = UnsafeCell::raw_get(bytes[..header.used()].as_ptr());
+        // SAFETY: within the slice, initialised, and written by nobody, as above.
+        let bytes = unsafe { std::slice::from_raw_parts(start, header.used()) };
         // Relaxed: stays as it is until the buffer is drained.
-        Final { base: Lsn(buffer.base.load(Ordering::Relaxed)), bytes: &bytes[..header.used()] }
+        Final { base: Lsn(buffer.base.load(Ordering::Relaxed)), bytes }
     }
 
     /// The bytes of buffer `sequence` are written out. Only the holder of the log's writer lock calls this.
@@ -316,7 +330,7 @@ impl Ring {
         // SAFETY: final (`take_final` came before), and its only reader is our caller, which is done.
         let bytes = unsafe { &mut *buffer.bytes.get() };
         if bytes.len() != self.capacity {
-            *bytes = vec![0; self.capacity].into_boxed_slice();
+            *bytes = zeros(self.capacity);
         }
         // Release: pairs with the Acquire in `is_drained`.
         self.drained.store(sequence + 1, Ordering::Release);
@@ -356,9 +370,11 @@ impl Reservation<'_> {
     /// The claimed bytes; they hold what an earlier use left.
     #[inline]
     pub fn bytes(&mut self) -> &mut [u8] {
+        self.buffer.watches.written(self.start..self.start + self.len);
         // SAFETY: a reservation has its range to itself while it lives (L3); the boxed slice is not replaced while
         // the buffer has a writer (L5).
-        let start = unsafe { (*self.buffer.bytes.get()).as_mut_ptr() };
+        let bytes = unsafe { &*self.buffer.bytes.get() };
+        let start = UnsafeCell::raw_get(bytes.as_ptr());
         // SAFETY: the range lies within the buffer, as `reserve` checked.
         let at = unsafe { start.add(self.start) };
         // SAFETY: initialised when the buffer was made; ours alone (L3).
@@ -497,5 +513,109 @@ mod tests {
             at += word(0) as usize;
         }
         assert_eq!(next, [0, each, each]);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use crate::base::sync::check;
+    use crate::log::record::{frame, pad};
+    use loom::thread::spawn;
+    use std::sync::Arc;
+
+    /// Bytes of a record: its frame, which holds a name for it, and its LSN.
+    const RECORD: usize = 6;
+    const START: Lsn = Lsn(9);
+
+    /// The ring and what was drained, under the log's writer lock.
+    struct Log {
+        ring: Ring,
+        out: Mutex<Vec<u8>>,
+    }
+
+    /// Drains what is sealed.
+    fn drain(log: &Log) {
+        let mut out = log.out.lock();
+        while log.ring.first_undrained() < log.ring.sealed() {
+            let sequence = log.ring.first_undrained();
+            let done = log.ring.take_final(sequence);
+            assert_eq!(done.base, START.plus(out.len() as u64), "L4");
+            out.extend_from_slice(done.bytes);
+            log.ring.drained(sequence);
+        }
+    }
+
+    /// Reserves a record, and fills and completes it, or drops the reservation: padding.
+    fn write(log: &Log, name: u8, complete: bool) {
+        loop {
+            let Reserved::Space(mut space) = log.ring.reserve(RECORD) else {
+                drain(log);
+                continue;
+            };
+            if !complete {
+                return;
+            }
+            let lsn = space.lsn().0 as u8;
+            let bytes = space.bytes();
+            frame(bytes, name);
+            bytes[RECORD - 1] = lsn;
+            return space.complete();
+        }
+    }
+
+    /// Two writers with so many records each, the last of the second dropped, and somebody who flushes.
+    fn writers_and_a_flusher(per_buffer: usize, counts: [u8; 2]) {
+        let ring = Ring::new(3, per_buffer * RECORD, START);
+        let log = Arc::new(Log { ring, out: Mutex::new(Vec::new()) });
+        let writers = [0, 1].map(|who| {
+            let log = Arc::clone(&log);
+            let count = counts[usize::from(who)];
+            spawn(move || {
+                for n in 0..count {
+                    write(&log, 0x80 | who << 4 | n, who == 0 || n + 1 < count);
+                }
+            })
+        });
+        let total = usize::from(counts[0] + counts[1]) * RECORD;
+        log.ring.seal_current();
+        drain(&log);
+        writers.into_iter().for_each(|w| w.join().expect("a writer panicked"));
+        let ring = &log.ring;
+        assert_eq!(ring.end(), START.plus(total as u64));
+        assert_eq!(ring.aborted(), 1);
+        while ring.seal_current().is_none_or(|below| ring.first_undrained() < below) {
+            drain(&log);
+        }
+        let out = log.out.lock();
+        assert_eq!(out.len(), total);
+
+        let mut next = [0; 2];
+        let mut padding = [0; RECORD];
+        pad(&mut padding, RECORD);
+        for (i, record) in out.chunks(RECORD).enumerate() {
+            if record[..RECORD - 1] == padding[..RECORD - 1] {
+                // The reservation that was dropped.
+                next[1] += 1;
+                continue;
+            }
+            let who = usize::from(record[4] >> 4 & 1);
+            let mut expected = [0; RECORD];
+            frame(&mut expected, 0x80 | (who as u8) << 4 | next[who]);
+            expected[RECORD - 1] = START.plus((i * RECORD) as u64).0 as u8;
+            assert_eq!(record, expected, "record {i}");
+            next[who] += 1;
+        }
+        assert_eq!(next, counts, "nothing is lost, nothing comes twice");
+    }
+
+    #[test]
+    fn buffers_of_one_record_are_reused() {
+        check(2, || writers_and_a_flusher(1, [4, 1]));
+    }
+
+    #[test]
+    fn buffers_of_two_records_are_shared() {
+        check(2, || writers_and_a_flusher(2, [2, 2]));
     }
 }

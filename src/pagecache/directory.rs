@@ -348,7 +348,7 @@ mod tests {
         decoder.feed(&[[LEAF].as_slice(), &[0xFF; 20]].concat());
         assert!(decoder.next().is_err(), "no length is that long");
         let bytes = Root { next_tree: 1, ..Root::default() }.encode();
-        for cut in 0..bytes.len() {
+        for cut in (0..bytes.len()).step_by(if cfg!(miri) { 61 } else { 1 }) {
             assert_eq!(Root::decode(&bytes[..cut]), None);
         }
         let mut huge = bytes;

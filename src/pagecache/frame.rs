@@ -28,13 +28,14 @@
 
 use super::arena::Arena;
 use crate::base::Lsn;
+use crate::base::sync::Watch;
+use crate::base::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use crate::log::ImageAddr;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-/// Delta slots of a leaf frame.
-pub const SLOTS: usize = 16;
+/// Delta slots of a leaf frame; few enough for every interleaving in a model.
+pub const SLOTS: usize = if cfg!(loom) { 2 } else { 16 };
 
 /// Marks the first empty slot of a frame that was frozen before it was full.
 const SEAL: u64 = 1;
@@ -74,8 +75,8 @@ struct Header {
     /// 1 = used since the eviction hand last came by; `HELD` = the hand is to keep off. Relaxed statistic.
     clock: AtomicU8,
     base_len: u32,
-    /// The page's newest image, 0 = none. Changed by CAS, by whoever wrote or moved the image.
-    disk: AtomicU64,
+    /// The page's newest image, 0 = none. Written by the constructor only.
+    disk: u64,
     /// Smallest LSN of a change that is in the base and not in the image; MAX = the base equals the image.
     first_lsn: u64,
     /// The tree of the page. Written by the constructor only.
@@ -85,6 +86,8 @@ struct Header {
     /// PID of the page that this one is being merged into. Written before the mapping word says so.
     merge_into: AtomicU32,
     spare: [u32; 7],
+    /// The header and the base.
+    watch: Watch,
 }
 
 /// What a new frame is made of.
@@ -112,11 +115,13 @@ struct DeltaHeader {
     key_len: u32,
     value_len: u32,
     kind: DeltaKind,
+    /// The whole record.
+    watch: Watch,
 }
 
 const HEADER: usize = size_of::<Header>();
 const DELTA_HEADER: usize = size_of::<DeltaHeader>();
-const _: () = assert!(HEADER == 64 && DELTA_HEADER == 24);
+const _: () = assert!(cfg!(loom) || HEADER == 64 && DELTA_HEADER == 24);
 
 /// What a publish found.
 #[derive(Debug)]
@@ -175,9 +180,21 @@ pub fn defer(guard: &crossbeam_epoch::Guard, work: impl FnOnce() + Send + 'stati
     guard.defer(work);
 }
 
+/// Frees a block that others have seen. A model keeps it, so that a use after this is always told from
+/// a use of what came in its place.
+///
+/// # Safety
+/// As for [`Arena::free`].
+unsafe fn give_back(arena: &Arena, block: NonNull<u8>, size: usize) {
+    if cfg!(not(loom)) {
+        // SAFETY: as the caller promises.
+        unsafe { arena.free(block, size) };
+    }
+}
+
 fn slot_area(kind: FrameKind) -> usize {
     match kind {
-        FrameKind::Leaf => SLOTS * 8,
+        FrameKind::Leaf => SLOTS * size_of::<AtomicU64>(),
         FrameKind::Inner => 0,
     }
 }
@@ -192,6 +209,7 @@ impl<'a> NewDelta<'a> {
             key_len: u32::try_from(key.len()).expect("keys are shorter than 4 GiB"),
             value_len: u32::try_from(value.len()).expect("inline values are shorter than 4 GiB"),
             kind,
+            watch: Watch::new(),
         };
         // SAFETY: the block is `size` bytes, 16-aligned and ours alone.
         unsafe { ptr.cast::<DeltaHeader>().write(header) };
@@ -238,19 +256,24 @@ impl<'g> FrameRef<'g> {
             overlay: new.overlay,
             clock: AtomicU8::new(1),
             base_len: u32::try_from(new.base.len()).expect("a base image is shorter than 4 GiB"),
-            disk: AtomicU64::new(new.disk.0),
+            disk: new.disk.0,
             first_lsn: new.first_lsn.0,
             tree: new.tree,
             right: new.right,
             merge_into: AtomicU32::new(0),
             spare: [0; 7],
+            watch: Watch::new(),
         };
         // SAFETY: the block is large enough, 16-aligned and ours alone.
         unsafe { ptr.cast::<Header>().write(header) };
         // SAFETY: the slots follow the header within the block.
         let slots_at = unsafe { ptr.add(HEADER) };
-        // SAFETY: `slots` bytes follow the header within the block.
-        unsafe { slots_at.as_ptr().write_bytes(0, slots) };
+        for i in 0..slots / size_of::<AtomicU64>() {
+            // SAFETY: `slots` bytes follow the header within the block.
+            let slot = unsafe { slots_at.cast::<AtomicU64>().add(i) };
+            // SAFETY: within the block, as above, which is 16-aligned.
+            unsafe { slot.write(AtomicU64::new(0)) };
+        }
         // SAFETY: the base follows the slots within the block.
         let base_at = unsafe { slots_at.add(slots) };
         // SAFETY: the base's bytes are left in the block; source and block are distinct.
@@ -268,6 +291,21 @@ impl<'g> FrameRef<'g> {
             debug_assert!(matches!(published, Published::Installed), "the frame is ours alone");
         }
         frame
+    }
+
+    /// Allocates a frame with the same content and first `used` deltas, whose image is at `disk`.
+    pub fn copy<'n>(self, arena: &Arena, used: usize, disk: ImageAddr) -> FrameRef<'n> {
+        let new = NewFrame {
+            kind: self.kind(),
+            overlay: self.overlay(),
+            tree: self.tree(),
+            base: self.base(),
+            disk,
+            first_lsn: self.first_lsn(),
+            right: self.right(),
+        };
+        let deltas: Vec<_> = (0..used).map(|i| self.delta(i)).collect();
+        FrameRef::create_with(arena, new, &deltas)
     }
 
     /// The frame at an address that was read from a mapping word.
@@ -289,7 +327,9 @@ impl<'g> FrameRef<'g> {
     #[inline]
     fn header(self) -> &'g Header {
         // SAFETY: the guard of `'g` keeps the frame alive (P4).
-        unsafe { self.ptr.as_ref() }
+        let header = unsafe { self.ptr.as_ref() };
+        header.watch.read();
+        header
     }
 
     /// Leaf or inner.
@@ -347,6 +387,7 @@ impl<'g> FrameRef<'g> {
         let ptr = std::ptr::with_exposed_provenance::<u8>((word & ADDRESS_MASK) as usize);
         // SAFETY: published records are initialised and freed with their frame (P4).
         let header = unsafe { &*ptr.cast::<DeltaHeader>() };
+        header.watch.read();
         // SAFETY: the key follows the header in the block.
         let key_at = unsafe { ptr.add(DELTA_HEADER) };
         // SAFETY: `new` copied this many bytes there; immutable since.
@@ -424,14 +465,7 @@ impl<'g> FrameRef<'g> {
 
     /// The page's newest image.
     pub fn disk(self) -> ImageAddr {
-        // Acquire: pairs with the CAS in `set_disk`.
-        ImageAddr(self.header().disk.load(Ordering::Acquire))
-    }
-
-    /// Changes the image address if it is still `from`.
-    pub fn set_disk(self, from: ImageAddr, to: ImageAddr) -> bool {
-        // AcqRel: pairs with the load in `disk`.
-        self.header().disk.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        ImageAddr(self.header().disk)
     }
 
     /// Smallest LSN of a change in the base that is in no image.
@@ -550,13 +584,16 @@ impl<'g> FrameRef<'g> {
                 let ptr = std::ptr::with_exposed_provenance_mut::<u8>((word & ADDRESS_MASK) as usize);
                 // SAFETY: published words hold non-null addresses.
                 let ptr = unsafe { NonNull::new_unchecked(ptr) };
+                // SAFETY: initialised, as it was published, and not freed yet.
+                unsafe { ptr.cast::<DeltaHeader>().as_ref() }.watch.freed();
                 // SAFETY: allocated with this size; unreachable as the caller promises.
-                unsafe { arena.free(ptr, size) };
+                unsafe { give_back(arena, ptr, size) };
             }
         }
         let size = HEADER + slot_area(self.kind()) + self.base().len();
+        self.header().watch.freed();
         // SAFETY: allocated with this size by `create`; unreachable as the caller promises.
-        unsafe { arena.free(self.ptr.cast(), size) };
+        unsafe { give_back(arena, self.ptr.cast(), size) };
     }
 }
 
@@ -619,12 +656,20 @@ mod tests {
     }
 
     #[test]
-    fn image_address_changes_only_from_what_was_seen() {
+    fn a_copy_differs_only_in_its_image() {
         let arena = Arena::default();
-        let frame =
-            FrameRef::create(&arena, NewFrame { disk: ImageAddr(5), ..new_frame(FrameKind::Inner, b"node") });
-        assert!(!frame.set_disk(ImageAddr(4), ImageAddr(6)) && frame.disk() == ImageAddr(5));
-        assert!(frame.set_disk(ImageAddr(5), ImageAddr(6)) && frame.disk() == ImageAddr(6));
+        let new =
+            NewFrame { disk: ImageAddr(5), overlay: true, right: 3, ..new_frame(FrameKind::Leaf, b"base") };
+        let frame = FrameRef::create(&arena, new);
+        assert!(matches!(frame.publish(0, 1, put(&arena, b"k", b"v", 8)).0, Published::Installed));
+        let copy = frame.copy(&arena, frame.freeze(), ImageAddr(6));
+        assert_eq!((frame.disk(), copy.disk()), (ImageAddr(5), ImageAddr(6)));
+        assert_eq!((copy.base(), copy.overlay(), copy.right()), (frame.base(), true, 3));
+        let delta = copy.delta(0);
+        assert_eq!((delta.key, delta.value, delta.lsn), (&b"k"[..], &b"v"[..], Lsn(8)));
+        assert_eq!(copy.used(), (1, false), "it takes deltas again");
+        // SAFETY: never reachable from a mapping table.
+        unsafe { copy.free(&arena) };
         assert!(frame.take_clock() && !frame.take_clock());
         frame.touch();
         assert!(frame.take_clock());
@@ -680,5 +725,96 @@ mod tests {
             unsafe { frame.free(&arena) };
         }
         assert_eq!(arena.allocated(), 0);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use crate::base::sync::check;
+    use std::sync::Arc;
+
+    /// Of all keys, so that looking for one looks at the records of the others.
+    const FINGERPRINT: u16 = 7;
+
+    /// The key, and the LSN, of a delta of the model.
+    fn name(who: u8, n: u8) -> [u8; 2] {
+        [who, n]
+    }
+
+    fn lsn([who, n]: [u8; 2]) -> Lsn {
+        Lsn(u64::from(who) * 10 + u64::from(n))
+    }
+
+    /// The published prefix, each record as its publisher made it.
+    fn published(frame: FrameRef<'_>, used: usize) -> Vec<[u8; 2]> {
+        let delta = |i| {
+            let delta = frame.delta(i);
+            let key: [u8; 2] = delta.key.try_into().expect("two bytes");
+            assert_eq!((delta.value, delta.lsn, delta.fingerprint), (&key[1..], lsn(key), FINGERPRINT));
+            key
+        };
+        (0..used).map(delta).collect()
+    }
+
+    /// Publishes `count` deltas, or as many as the frame takes.
+    fn publisher(arena: &Arena, frame: FrameRef<'_>, who: u8, count: u8) -> Vec<[u8; 2]> {
+        let mut installed = Vec::new();
+        for n in 0..count {
+            let key = name(who, n);
+            let mut delta = NewDelta::new(arena, DeltaKind::Put, &key, &key[1..]);
+            delta.set_lsn(lsn(key));
+            loop {
+                let look = frame.look(FINGERPRINT, &key);
+                assert!(look.delta.is_none(), "not published yet");
+                match frame.publish(look.used, FINGERPRINT, delta) {
+                    (Published::Installed, _) => break installed.push(key),
+                    (Published::Frozen, _) => return installed,
+                    (Published::Taken, back) => delta = back.expect("handed back"),
+                }
+            }
+        }
+        installed
+    }
+
+    /// What was acknowledged is the published prefix, which the freezer saw whole (P1, P2).
+    fn publishers_and_a_freezer(counts: [u8; 2]) {
+        let arena = Arc::new(Arena::default());
+        let new = NewFrame {
+            kind: FrameKind::Leaf,
+            overlay: false,
+            tree: 1,
+            base: b"base",
+            disk: ImageAddr::NONE,
+            first_lsn: Lsn::MAX,
+            right: 0,
+        };
+        let frame = FrameRef::create(&arena, new);
+        let address = frame.address();
+        let spawn = |who: u8, count| {
+            let arena = Arc::clone(&arena);
+            loom::thread::spawn(move || {
+                // SAFETY: the frame is freed only after every thread was joined.
+                publisher(&arena, unsafe { FrameRef::from_address(address) }, who, count)
+            })
+        };
+        let threads = [spawn(1, counts[0]), spawn(2, counts[1])];
+        let used = frame.freeze();
+        let at_freeze = published(frame, used);
+        let mut acked: Vec<_> =
+            threads.into_iter().flat_map(|t| t.join().expect("a publisher panicked")).collect();
+        assert_eq!(frame.used(), (used, true), "nothing changes after the freeze");
+        assert_eq!(published(frame, used), at_freeze);
+        let mut seen = at_freeze;
+        acked.sort_unstable();
+        seen.sort_unstable();
+        assert_eq!(acked, seen);
+        // SAFETY: all threads are joined.
+        unsafe { frame.free(&arena) };
+    }
+
+    #[test]
+    fn publishers_and_a_freezer_agree() {
+        check(3, || publishers_and_a_freezer([2, 1]));
     }
 }

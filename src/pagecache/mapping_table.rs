@@ -31,13 +31,14 @@
 #![allow(unsafe_code)]
 
 use super::frame::FrameRef;
+use crate::base::sync::Mutex;
+use crate::base::sync::atomic::{AtomicU64, Ordering};
 use crate::log::ImageAddr;
 use crossbeam_epoch::Guard;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
-const FIRST_BITS: u32 = 10;
+/// Log2 of the words of the first bucket.
+const FIRST_BITS: u32 = if cfg!(loom) { 2 } else { 10 };
 const FIRST: u64 = 1 << FIRST_BITS;
 const BUCKETS: usize = (u32::BITS - FIRST_BITS + 1) as usize;
 
@@ -177,11 +178,6 @@ impl MappingTable {
         self.get(pid).store(to.0, Ordering::Release);
     }
 
-    fn pids(&self) -> std::sync::MutexGuard<'_, Pids> {
-        // Nothing panics between the two changes that belong together.
-        self.pids.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn reach(&self, pid: u32) {
         let (bucket, _) = place(pid);
         self.buckets[bucket].get_or_init(|| {
@@ -194,7 +190,7 @@ impl MappingTable {
 
     /// A PID nobody else has, its word 0; `None` when all four billion are in use.
     pub fn allocate(&self) -> Option<u32> {
-        let mut pids = self.pids();
+        let mut pids = self.pids.lock();
         if let Some(pid) = pids.free.pop() {
             return Some(pid);
         }
@@ -209,12 +205,12 @@ impl MappingTable {
     pub fn free(&self, pid: u32) {
         // Relaxed: the caller has the PID to itself.
         debug_assert_eq!(self.get(pid).load(Ordering::Relaxed), 0, "a freed PID has no page");
-        self.pids().free.push(pid);
+        self.pids.lock().free.push(pid);
     }
 
     /// One past the largest PID handed out.
     pub fn high_water(&self) -> u64 {
-        self.pids().next
+        self.pids.lock().next
     }
 
     /// Bytes of the table, untouched ones included.

@@ -24,6 +24,8 @@ pub mod directory;
 mod eviction;
 pub mod frame;
 pub mod mapping_table;
+#[cfg(all(test, loom))]
+mod models;
 
 pub use crate::log::record::{EachRecord, FRAME, frame as frame_record};
 pub use crate::log::{ImageAddr, ImageKind, Log, Page as Run, SegmentKind};
@@ -40,7 +42,7 @@ use crossbeam_epoch::Guard;
 use parking_lot::{Mutex, MutexGuard};
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What the pagecache must know about the content of its pages.
 pub trait Page: Send + Sync + 'static {
@@ -98,6 +100,51 @@ pub fn count(counter: &AtomicU64) {
 struct Shared {
     arena: Arena,
     table: MappingTable,
+}
+
+impl Shared {
+    /// Replaces the frozen frame `old` of a page by `new`; `false`: somebody else did, and `new` is gone.
+    fn replace(self: &Arc<Self>, pid: u32, old: FrameRef<'_>, new: FrameRef<'_>, guard: &Guard) -> bool {
+        if !self.table.swap(pid, Word::resident(old), Word::resident(new)) {
+            new.discard(&self.arena);
+            return false;
+        }
+        self.retire(old, guard);
+        true
+    }
+
+    /// Frees a frame that has left the mapping table once nobody can see it any more.
+    fn retire(self: &Arc<Self>, frame: FrameRef<'_>, guard: &Guard) {
+        let shared = Arc::clone(self);
+        let bytes = frame.bytes();
+        shared.arena.note_retired(bytes);
+        frame.retire(guard, move |frame| {
+            frame.discard(&shared.arena);
+            shared.arena.note_reclaimed(bytes);
+        });
+    }
+
+    /// The image of a page is `to` from now on, where it was `from`, whether the page is in memory or not; whether it was.
+    /// Under the maintenance lock. A frame never changes its image: it is replaced by one like it, so that whoever
+    /// builds another from it meanwhile fails to install that (P6).
+    fn move_image(self: &Arc<Self>, pid: u32, from: ImageAddr, to: ImageAddr, guard: &Guard) -> bool {
+        loop {
+            match self.table.load(pid, guard) {
+                (word, PageState::Disk(image)) if image == from => {
+                    if self.table.swap(pid, word, Word::disk(to)) {
+                        return true;
+                    }
+                }
+                (_, PageState::Resident(old)) if old.kind() == FrameKind::Leaf && old.disk() == from => {
+                    let used = old.freeze();
+                    if self.replace(pid, old, old.copy(&self.arena, used, to), guard) {
+                        return true;
+                    }
+                }
+                _ => return false,
+            }
+        }
+    }
 }
 
 /// Proof that the maintenance lock is held (P7).
@@ -210,34 +257,14 @@ impl<P: Page> PageCache<P> {
         frame.discard(self.arena());
     }
 
-    /// Replaces the frozen frame `old` of a page by `new`, which has the same disk image; `false`: somebody else
-    /// did, and `new` is gone.
+    /// Replaces the frozen frame `old` of a page by `new`; `false`: somebody else did, and `new` is gone.
     pub fn replace(&self, pid: u32, old: FrameRef<'_>, new: FrameRef<'_>, guard: &Guard) -> bool {
-        let inherited = new.disk();
-        if !self.table().swap(pid, Word::resident(old), Word::resident(new)) {
-            self.discard(new);
-            return false;
-        }
-        // The cleaner may have moved the image between the look at `old` and the swap; it looks at the
-        // word after its own change, so one of the two carries the address over (P6).
-        // SeqCst: of this (word, then `disk`) and `adopt_image` (`disk`, then word) at least one sees the other's change.
-        fence(Ordering::SeqCst);
-        if old.kind() == FrameKind::Leaf && old.disk() != inherited {
-            new.set_disk(inherited, old.disk());
-        }
-        self.retire(old, guard);
-        true
+        self.shared.replace(pid, old, new, guard)
     }
 
     /// Frees a frame that has left the mapping table once nobody can see it any more.
     pub fn retire(&self, frame: FrameRef<'_>, guard: &Guard) {
-        let shared = Arc::clone(&self.shared);
-        let bytes = frame.bytes();
-        shared.arena.note_retired(bytes);
-        frame.retire(guard, move |frame| {
-            frame.discard(&shared.arena);
-            shared.arena.note_reclaimed(bytes);
-        });
+        self.shared.retire(frame, guard);
     }
 
     /// Frees a PID whose word is 0 or says "redirect" once nobody can have it any more.
@@ -470,7 +497,7 @@ impl<P: Page> PageCache<P> {
     }
 
     /// Moves the image of a page if it is still `from`: appends it elsewhere, and has the page own the new one. Under the
-    /// maintenance lock. `heir` finds the page that took the image over when this one, a root, was split.
+    /// maintenance lock.
     ///
     /// # Errors
     /// What writing failed with.
@@ -479,7 +506,7 @@ impl<P: Page> PageCache<P> {
         pid: u32,
         from: ImageAddr,
         (header, raw): (&ImageHeader, &[u8]),
-        heir: &dyn Fn() -> Option<u32>,
+        _lock: &Maintenance<'_>,
         guard: &Guard,
     ) -> Result<bool> {
         let owns = match self.load(pid, guard).1 {
@@ -491,17 +518,7 @@ impl<P: Page> PageCache<P> {
             return Ok(false);
         }
         let to = self.log.pages().append_raw(Stream::Moved, header, raw)?;
-        let mut moved = self.table().swap(pid, Word::disk(from), Word::disk(to))
-            || self.adopt_image(pid, from, to, guard);
-        if let PageState::Resident(root) = self.load(pid, guard).1
-            && root.kind() == FrameKind::Inner
-            && let Some(heir) = heir()
-        {
-            // Whether or not the splitter saw the new address, the heir has one of the two, and has the new one now.
-            let changed = self.adopt_image(heir, from, to, guard);
-            let has = matches!(self.load(heir, guard).1, PageState::Resident(frame) if frame.disk() == to);
-            moved = changed || has;
-        }
+        let moved = self.shared.move_image(pid, from, to, guard);
         self.kill(if moved { from } else { to });
         if moved {
             count(&self.counters.moved_images);
@@ -527,23 +544,6 @@ impl<P: Page> PageCache<P> {
         let (header, raw) = self.log.pages().read_raw(image)?;
         let payload = self.log.pages().payload(image, &header, &raw)?;
         Ok((header, raw, payload))
-    }
-
-    /// The image of a resident page is `to` now, where it was `from`, whatever frame it is in (P6); whether it was.
-    pub fn adopt_image(&self, pid: u32, from: ImageAddr, to: ImageAddr, guard: &Guard) -> bool {
-        let mut adopted = false;
-        loop {
-            let (word, PageState::Resident(current)) = self.load(pid, guard) else { return adopted };
-            if current.kind() != FrameKind::Leaf {
-                return adopted;
-            }
-            adopted |= current.set_disk(from, to);
-            // SeqCst: the other half of the argument in `replace`.
-            fence(Ordering::SeqCst);
-            if self.load(pid, guard).0 == word {
-                return adopted;
-            }
-        }
     }
 
     /// Bytes counted against the capacity.

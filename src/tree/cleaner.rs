@@ -83,7 +83,7 @@ impl Forest {
     }
 
     fn move_leaf(&self, tree: &BwTree, image: ImageAddr) -> Result<()> {
-        let _lock = self.cache.maintain();
+        let lock = self.cache.maintain();
         let guard = crossbeam_epoch::pin();
         tree.check()?;
         // What is dead may be damaged without harm; what is live and damaged is left where it is.
@@ -91,16 +91,14 @@ impl Forest {
             return Err(Error::corruption_at(image.offset()));
         };
         let Ok(leaf) = Leaf::validate(&payload) else { return Err(Error::corruption_at(image.offset())) };
-        let page = || -> Result<u32> {
-            Ok(match self.inner_at(tree, 1, leaf.low(), &guard)? {
-                None => tree.root,
-                Some((at, _)) => {
-                    let node = Inner::new(at.frame.base());
-                    node.child(node.find(leaf.low()))
-                }
-            })
+        let pid = match self.inner_at(tree, 1, leaf.low(), &guard)? {
+            None => tree.root,
+            Some((at, _)) => {
+                let node = Inner::new(at.frame.base());
+                node.child(node.find(leaf.low()))
+            }
         };
-        self.cache.move_leaf(page()?, image, (&header, &raw), &|| page().ok(), &guard)?;
+        self.cache.move_leaf(pid, image, (&header, &raw), &lock, &guard)?;
         Ok(())
     }
 

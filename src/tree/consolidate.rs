@@ -234,7 +234,6 @@ impl Forest {
         let mut pids = self.install(tree, &parts[1..], 0, guard)?;
         // The first part takes over the image of the old root.
         let first = self.part_frame(tree, &parts[0], Some(at.frame), pids[0], guard);
-        let inherited = first.disk();
         first.hold();
         let first_pid = match self.cache.allocate(first) {
             Ok(pid) => pid,
@@ -254,9 +253,6 @@ impl Forest {
             return Ok(false);
         }
         self.release(&pids, guard);
-        if at.frame.disk() != inherited {
-            self.cache.adopt_image(first_pid, inherited, at.frame.disk(), guard);
-        }
         self.cache.retire(at.frame, guard);
         add(&self.counters.root_splits);
         Ok(true)
