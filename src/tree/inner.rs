@@ -142,6 +142,33 @@ impl<'a> Inner<'a> {
         (0..self.children()).map(|i| (self.separator(i), self.child(i))).collect()
     }
 
+    /// The node with one more child, number `at` (not the first), that starts at `separator`.
+    pub fn insert(self, at: usize, separator: &[u8], pid: u32) -> Vec<u8> {
+        let n = self.children();
+        let suffix = &separator[self.field(8) as usize..];
+        let pids = HEADER + 8 * (n - 1);
+        let ends = pids + 4 * n;
+        let suffixes = ends + 4 * n;
+        let start = self.field(ends + 4 * (at - 1)) as usize;
+        let len = u32::try_from(suffix.len()).expect("keys are shorter than 4 GiB");
+        let mut node = Vec::with_capacity(self.bytes.len() + 16 + suffix.len());
+        node.extend_from_slice(&u32::to_le_bytes(n as u32 + 1));
+        let split_heads = HEADER + 8 * (at - 1);
+        node.extend_from_slice(&self.bytes[4..split_heads]);
+        node.extend_from_slice(&head(suffix).to_le_bytes());
+        node.extend_from_slice(&self.bytes[split_heads..pids + 4 * at]);
+        node.extend_from_slice(&pid.to_le_bytes());
+        node.extend_from_slice(&self.bytes[pids + 4 * at..ends + 4 * at]);
+        // What comes behind the new suffix moves by its length.
+        for i in at - 1..n {
+            node.extend_from_slice(&(self.field(ends + 4 * i) + len).to_le_bytes());
+        }
+        node.extend_from_slice(&self.bytes[suffixes..suffixes + start]);
+        node.extend_from_slice(suffix);
+        node.extend_from_slice(&self.bytes[suffixes + start..]);
+        node
+    }
+
     /// Whether a child starts at `key`.
     pub fn has(self, key: &[u8]) -> bool {
         if key == self.low() {
@@ -248,6 +275,16 @@ mod tests {
             for (i, (key, pid)) in children.iter().enumerate() {
                 assert_eq!((&inner.separator(i)[..], inner.child(i)), (*key, *pid));
             }
+            let mut grown = build(3, &children[..1], high.as_deref(), 9);
+            let mut order: Vec<usize> = (1..children.len()).collect();
+            order.sort_by_key(|i| i.wrapping_mul(7) % 5);
+            let mut inside = vec![0];
+            for i in order {
+                let at = inside.partition_point(|other| *other < i);
+                grown = Inner::new(&grown).insert(at, children[i].0, children[i].1);
+                inside.insert(at, i);
+            }
+            assert_eq!(grown, node, "as if built at once");
             for probe in probes.iter().chain(&keys) {
                 if *probe >= low && high.as_ref().is_none_or(|high| probe < high) {
                     let expected = keys.iter().filter(|k| *k <= probe).count() - 1;

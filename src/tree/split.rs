@@ -44,15 +44,16 @@ impl Forest {
                 std::thread::yield_now();
                 continue;
             }
-            let mut children = node.to_children();
-            children.insert(index + 1, (separator.to_vec(), right));
-            if children.len() <= self.options.fanout {
-                let new =
-                    self.inner_frame(tree, &build_owned(node, &children, node.high(), node.right()), guard);
+            if node.children() < self.options.fanout {
+                let new = self.inner_frame(tree, &node.insert(index + 1, separator, right), guard);
                 if self.cache.replace(at.pid, at.frame, new, guard) {
                     return Ok(());
                 }
-            } else if self.split_inner(tree, at.pid, node, &children, word, guard)? {
+                continue;
+            }
+            let mut children = node.to_children();
+            children.insert(index + 1, (separator.to_vec(), right));
+            if self.split_inner(tree, at.pid, node, &children, word, guard)? {
                 return Ok(());
             }
         }
