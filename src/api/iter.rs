@@ -6,7 +6,7 @@
 //! locked or pinned between two steps.
 
 use super::tree::Tree;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ivec::IVec;
 use crate::tree::{Next, Pairs, Start};
 use std::ops::Bound;
@@ -23,13 +23,17 @@ struct End {
     pairs: Pairs,
     next: Start,
     limit: usize,
+    /// What the last step ended with.
+    failed: Option<Error>,
+    /// The last key that was yielded.
+    yielded: Option<IVec>,
     /// The bound was met: there is nothing more, whatever is inserted.
     met: bool,
 }
 
 impl End {
     fn new(next: Start) -> End {
-        End { pairs: Pairs::new(), next, limit: FIRST_STEP, met: false }
+        End { pairs: Pairs::new(), next, limit: FIRST_STEP, failed: None, yielded: None, met: false }
     }
 
     /// Takes note of how a step ended.
@@ -51,29 +55,12 @@ impl End {
 /// blocks nobody and keeps the database open. After an error it ends.
 pub struct Iter {
     tree: Tree,
-    /// What is left: moved by what was yielded.
     low: Bound<Vec<u8>>,
     high: Bound<Vec<u8>>,
     front: End,
     back: End,
     /// An error was yielded, or the ends have met.
     done: bool,
-}
-
-fn is_below(key: &[u8], low: &Bound<Vec<u8>>) -> bool {
-    match low {
-        Bound::Unbounded => false,
-        Bound::Included(low) => key < &low[..],
-        Bound::Excluded(low) => key <= &low[..],
-    }
-}
-
-fn is_above(key: &[u8], high: &Bound<Vec<u8>>) -> bool {
-    match high {
-        Bound::Unbounded => false,
-        Bound::Included(high) => key > &high[..],
-        Bound::Excluded(high) => key >= &high[..],
-    }
 }
 
 impl Iter {
@@ -92,6 +79,7 @@ impl Iter {
     }
 
     fn step(&mut self) -> Result<()> {
+        self.front.pairs.reserve(self.front.limit);
         let engine = self.tree.engine();
         let next = engine.forest().step(
             self.tree.bw(),
@@ -106,6 +94,7 @@ impl Iter {
     }
 
     fn step_back(&mut self) -> Result<()> {
+        self.back.pairs.reserve(self.back.limit);
         let engine = self.tree.engine();
         let next = engine.forest().step_back(
             self.tree.bw(),
@@ -161,20 +150,23 @@ impl Iterator for Iter {
         if self.done {
             return None;
         }
+        if self.front.pairs.is_empty() && self.front.failed.is_none() && !self.front.met {
+            self.front.failed = self.step().err();
+        }
+        // What was read before an error comes before it.
         if self.front.pairs.is_empty()
-            && !self.front.met
-            && let Err(error) = self.step()
+            && let Some(error) = self.front.failed.take()
         {
             self.done = true;
             return Some(Err(error));
         }
         let (key, value) = self.front.pairs.pop_front()?;
-        if is_above(&key, &self.high) {
+        if self.back.yielded.as_ref().is_some_and(|last| key >= *last) {
             // The ends have met.
             self.done = true;
             return None;
         }
-        self.low = Bound::Excluded(key.to_vec());
+        self.front.yielded = Some(key.clone());
         Some(Ok((key, value)))
     }
 
@@ -188,19 +180,22 @@ impl DoubleEndedIterator for Iter {
         if self.done {
             return None;
         }
+        if self.back.pairs.is_empty() && self.back.failed.is_none() && !self.back.met {
+            self.back.failed = self.step_back().err();
+        }
+        // What was read before an error comes before it.
         if self.back.pairs.is_empty()
-            && !self.back.met
-            && let Err(error) = self.step_back()
+            && let Some(error) = self.back.failed.take()
         {
             self.done = true;
             return Some(Err(error));
         }
         let (key, value) = self.back.pairs.pop_front()?;
-        if is_below(&key, &self.low) {
+        if self.front.yielded.as_ref().is_some_and(|last| key <= *last) {
             self.done = true;
             return None;
         }
-        self.high = Bound::Excluded(key.to_vec());
+        self.back.yielded = Some(key.clone());
         Some(Ok((key, value)))
     }
 }
