@@ -174,7 +174,7 @@ fn start_threads(core: &Arc<Core>, tuning: &Tuning) -> Result<Option<Mutex<Threa
             core.signals.maintain();
         }
     }));
-    let every = core.config.flush_every_ms.map(std::time::Duration::from_millis);
+    let every = core.config.flush_every_ms.map(|ms| std::time::Duration::from_millis(ms.max(1)));
     Ok(Some(Mutex::new(Threads::start(core, every)?)))
 }
 

@@ -41,14 +41,18 @@ struct Scan<'a> {
 impl Scan<'_> {
     /// The bytes of a segment, as far as the file goes, and its header if it is the redo segment of that nonce.
     fn load(&self, (number, nonce): (u32, u64)) -> Result<Option<(SegmentHeader, Vec<u8>)>> {
-        let offset = self.segments.offset(number);
-        let Some(len) = self.file_len.checked_sub(offset).filter(|len| *len >= SECTOR as u64) else {
-            return Ok(None);
-        };
-        let mut bytes = vec![0; (len as usize).min(self.segments.size())];
-        self.storage.read_at(offset, &mut bytes)?;
+        let bytes = self.bytes(number)?;
         let header = SegmentHeader::decode(&bytes, number);
         Ok(header.filter(|h| h.kind == SegmentKind::Redo && h.nonce == nonce).map(|h| (h, bytes)))
+    }
+
+    /// The bytes of a segment, as far as the file goes.
+    fn bytes(&self, number: u32) -> Result<Vec<u8>> {
+        let offset = self.segments.offset(number);
+        let len = self.file_len.saturating_sub(offset).min(self.segments.size() as u64);
+        let mut bytes = vec![0; len as usize];
+        self.storage.read_at(offset.min(self.file_len), &mut bytes)?;
+        Ok(bytes)
     }
 
     /// Takes the segments of the chain, so that replay, which may page out, writes to none of them.
@@ -144,6 +148,10 @@ pub fn scan(
     let mut known = rest.max(Some(stable));
     let mut later = header.next;
     let mut clean = rest.is_none() && cut.is_none();
+    // A segment whose header is damaged still has blocks with the nonce that the one before it names.
+    let headless = |(number, nonce): (u32, u64)| -> Result<Option<Lsn>> {
+        Ok(scan.latest_stable(number, nonce, &scan.bytes(number)?, SECTOR))
+    };
     while let Some((next, bytes)) = scan.load(later)? {
         clean = false;
         known = known.max(scan.latest_stable(next.number, next.nonce, &bytes, SECTOR));
@@ -152,6 +160,9 @@ pub fn scan(
             break;
         }
     }
+    let found = headless(later)?;
+    clean &= found.is_none();
+    known = known.max(found);
     if known.is_some_and(|known| known > lsn) {
         let offset = segments.offset(header.number) + at as u64;
         return damaged(offset, "damaged redo block, known to have been durable,");
