@@ -23,9 +23,9 @@
 //!
 //! # Concurrency
 //!
-//! Lock order: `syncing`, then `writer`, then the locks of segments and streams; `sync_call` is innermost. `syncing` is held across a sync, so that
-//! those who wait for it share the next one (group commit); `writer` is not, so that filling buffers goes on
-//! while the medium syncs.
+//! Lock order: `syncing`, then `writer`, then the ring's rotation and the locks of segments and streams; `superblock` comes
+//! before `sync_call`, which is innermost. `syncing` is held across a sync, so that those who wait for it share the next
+//! one (group commit); `writer` is not, so that filling buffers goes on while the medium syncs.
 
 pub mod address;
 pub mod compression;
@@ -67,6 +67,7 @@ pub struct LogOptions {
     pub compression: Option<i32>,
 }
 
+/// Buffers of the ring.
 const BUFFERS: usize = 8;
 /// Free segments that keep their blocks, to be reused without metadata to commit.
 const RECYCLED: usize = 2;
@@ -90,7 +91,7 @@ pub struct Log {
     superblock: Mutex<Superblock>,
     /// Called when there is a sealed buffer to write.
     wake: OnceLock<Box<dyn Fn() + Send + Sync>>,
-    /// Where replay would start after a crash now. Raised by checkpoints.
+    /// Where replay would start after a crash now. Raised by checkpoints; read as a hint.
     redo_lsn: AtomicU64,
     /// Syncs. Statistic.
     syncs: AtomicU64,
@@ -491,7 +492,7 @@ impl Log {
             ..s.clone()
         };
         self.write_superblock(next)?;
-        // Relaxed: statistic.
+        // Relaxed: a hint, see `redo_tail`.
         self.redo_lsn.store(redo.lsn.0, Ordering::Relaxed);
         Ok(self.writer().as_mut().expect("the stream is started").take_before(redo))
     }
@@ -609,7 +610,7 @@ impl Log {
 
     /// Redo bytes that would be replayed after a crash now.
     pub fn redo_tail(&self) -> u64 {
-        // Relaxed: statistic.
+        // Relaxed: a hint of when a checkpoint is due.
         self.ring().end().0 - self.redo_lsn.load(Ordering::Relaxed)
     }
 

@@ -11,7 +11,8 @@
 //! # States of a buffer
 //!
 //! ```text
-//! empty --rotate--> open --seal (rotate)--> sealed --last complete--> final --drained--> empty
+//! empty --open--> open --seal--> sealed --last leave--> final --drained--> empty
+//!   \--------- reserve_oversized -------^
 //! ```
 //!
 //! # Invariants
@@ -74,8 +75,9 @@ struct Buffer {
     watches: Watches,
 }
 
-// SAFETY: `bytes` is shared as L3 says: disjoint ranges while open, read-only when final, replaced only while
-// nobody can reserve (under the rotation mutex, between drained and current).
+// SAFETY: `bytes` is shared as L3 says: disjoint ranges while there are writers, read-only when final. The boxed slice
+// is replaced only between final and current, when nobody can reserve in it: by `drained` before it says that the
+// buffer is, or by `reserve_oversized` after that, under the rotation mutex.
 unsafe impl Sync for Buffer {}
 
 /// The ring.
@@ -141,6 +143,7 @@ impl Ring {
             })
         };
         let buffers: Box<[_]> = (0..count).map(|_| buffer()).collect();
+        // Relaxed, Release: nobody else has the ring yet; as in `open`.
         buffers[0].base.store(start.0, Ordering::Relaxed);
         buffers[0].header.store(0, Ordering::Release);
         Ring {
@@ -165,7 +168,7 @@ impl Ring {
             return self.reserve_oversized(len);
         }
         loop {
-            // Acquire: pairs with the Release in `rotate`, so base and header are those of this buffer or a later one.
+            // Acquire: pairs with the Release in `open`, so base and header are those of this buffer or a later one.
             let sequence = self.current.load(Ordering::Acquire);
             let buffer = self.buffer(sequence);
             // Relaxed: the CAS below orders.
@@ -177,8 +180,8 @@ impl Ring {
                 continue;
             }
             let claimed = seen.with_writer(len);
-            // Acquire: pairs with the Release store in `rotate` that opened the buffer, so its base is seen, even
-            // when it was recycled since `sequence` was read. Failure: looked at again.
+            // Acquire: pairs with the Release store in `open`, so the buffer's base is seen, even when it was recycled
+            // since `sequence` was read. Relaxed on failure: looked at again.
             let swap =
                 buffer.header.compare_exchange_weak(seen.0, claimed.0, Ordering::Acquire, Ordering::Relaxed);
             if swap.is_ok() {
@@ -220,7 +223,7 @@ impl Ring {
     /// Under the rotation mutex: closes a buffer to reservations and returns where it ends (L4).
     fn seal(&self, sequence: u64) -> Lsn {
         let buffer = self.buffer(sequence);
-        // AcqRel: ends the sequence of reservations; their bytes are ordered by `complete`.
+        // AcqRel: no pair is relied on, as rotations are ordered by the mutex and bytes by `leave`.
         let before = Header(buffer.header.fetch_or(SEALED, Ordering::AcqRel));
         debug_assert!(!before.sealed(), "a buffer is sealed once");
         // Relaxed: written under the rotation mutex.
@@ -264,8 +267,10 @@ impl Ring {
             // Acquire: pairs with the Release in `open`.
             let sequence = self.current.load(Ordering::Acquire);
             let buffer = self.buffer(sequence);
-            // Acquire: pairs with the CAS of any reservation whose caller returned before we were called.
+            // Acquire: pairs with the Release in `open`, which the CASes of reservations continue, so the base is of
+            // this use of the buffer or a later one. Reservations made before the call are seen, by coherence.
             let header = Header(buffer.header.load(Ordering::Acquire));
+            // Relaxed: ordered by the Acquire above and the fence below.
             let base = Lsn(buffer.base.load(Ordering::Relaxed));
             // Acquire: keeps the look at `current` behind those at the fields, which are of one buffer only if it is
             // current still.
@@ -282,6 +287,7 @@ impl Ring {
     pub fn seal_current(&self) -> Option<u64> {
         // Acquire: pairs with the Release in `open`.
         let sequence = self.current.load(Ordering::Acquire);
+        // Acquire: pairs as in `end`.
         let header = Header(self.buffer(sequence).header.load(Ordering::Acquire));
         if !header.sealed() && header.used() == 0 {
             return Some(sequence);
@@ -327,7 +333,8 @@ impl Ring {
     /// The bytes of buffer `sequence` are written out. Only the holder of the log's writer lock calls this.
     pub fn drained(&self, sequence: u64) {
         let buffer = self.buffer(sequence);
-        // SAFETY: final (`take_final` came before), and its only reader is our caller, which is done.
+        // SAFETY: final (`take_final` came before), its only reader is our caller, which is done, and not yet drained, so
+        // that nobody can reserve in it (L5).
         let bytes = unsafe { &mut *buffer.bytes.get() };
         if bytes.len() != self.capacity {
             *bytes = zeros(self.capacity);

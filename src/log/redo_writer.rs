@@ -40,11 +40,13 @@ pub struct RedoWriter {
     offset: usize,
     /// LSN of the next block.
     lsn: Lsn,
+    /// Number and nonce of the segment after the open one, which its header names.
     next: (u32, u64),
     /// The open segment starts at a record, whatever came before.
     fresh: bool,
     /// The last segment of the recovered chain, which is to name the open one.
     link: Option<SegmentHeader>,
+    /// Segments behind the open one that the redo tail is in, oldest first.
     full: VecDeque<Full>,
     /// Scratch for one block.
     block: Vec<u8>,
@@ -97,6 +99,9 @@ impl RedoWriter {
     }
 
     /// Writes the header of the open segment if it is not there; `pending` bytes are about to follow.
+    ///
+    /// # Errors
+    /// What writing failed with; calling again writes the same.
     pub fn start_segment(&mut self, pending: usize) -> Result<()> {
         if self.offset > 0 {
             return Ok(());

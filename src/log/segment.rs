@@ -3,8 +3,10 @@
 //! # States
 //!
 //! ```text
-//! free --redo/page--> open --seal--> sealed --drain--> draining --release--> free --give_back--> (no blocks)
-//!                                      (live = 0 when a checkpoint that is now durable began)
+//! free --open_page--> open --seal--> sealed --drain--> draining --release--> free --give_back--> (no blocks)
+//!   |                                  (live = 0 when a checkpoint that is now durable began)
+//!   \----open_redo--> redo --drain--> draining       (it ends at or before the redo LSN of that checkpoint)
+//! unknown --adopt_page, adopt_redo, end_recovery--> sealed, redo, free                  (recovery)
 //! ```
 //!
 //! # Invariants
@@ -33,22 +35,16 @@ const FAR: usize = 64;
 enum State {
     /// Recovery has not found out yet; not taken for anything new.
     Unknown,
-    /// `written`: has blocks on the medium. `asked`: the medium was asked to take them back and would not.
-    Free {
-        written: bool,
-        asked: bool,
-    },
-    Redo {
-        written: bool,
-    },
+    /// `written`: has blocks on the medium. `asked`: the medium was asked to take them back, whether or not it did.
+    Free { written: bool, asked: bool },
+    /// Of the redo stream. `written`: had blocks on the medium when it was taken.
+    Redo { written: bool },
     /// The head of a run of `units` segments.
     Page(Page),
     /// In a run, not its head.
     Tail,
-    Draining {
-        nonce: u64,
-        units: u32,
-    },
+    /// Nothing durable refers to it; readers may have an address in it.
+    Draining { nonce: u64, units: u32 },
 }
 
 /// A run of segments that holds images.
@@ -75,6 +71,7 @@ pub struct Page {
 #[derive(Debug, Default)]
 struct Inner {
     states: Vec<State>,
+    /// Numbers of those whose state is `Free`.
     free: BTreeSet<u32>,
     /// Deaths of big values while a checkpoint lists pages, (head, bytes); `None` = no checkpoint does.
     deferred: Option<Vec<(u32, u64)>>,

@@ -47,6 +47,8 @@ impl Stability {
         let _ = self.poison.set(error);
     }
 
+    /// Whether the log may still be written.
+    ///
     /// # Errors
     /// The first fatal error, if there was one.
     #[inline]

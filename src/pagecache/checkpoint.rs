@@ -38,6 +38,7 @@ pub struct CheckpointBuilder {
     chunks: Vec<ImageAddr>,
     /// Leaf images that no page owns.
     orphans: Vec<ImageAddr>,
+    /// Largest chunk that fits in a segment, bytes.
     chunk: usize,
 }
 
@@ -47,8 +48,7 @@ impl CheckpointBuilder {
         self.redo.lsn
     }
 
-    /// A tree; its leaves follow in key order.
-    /// `big`: it may have big values.
+    /// A tree; its leaves follow in key order. `big`: it may have big values.
     pub fn tree(&mut self, id: u32, big: bool, name: &[u8]) {
         self.encoder.tree(id, big, name);
     }

@@ -14,9 +14,11 @@
 //! # States of a page
 //!
 //! ```text
-//! free --allocate, publish--> resident <--fault in / page out--> image
-//!                                | claim_merge
-//!                             merging --finish_merge--> redirect --epoch--> free
+//! free --allocate--> resident --evict_page, page_out--> image --fault_in--> resident
+//!                     |   ^
+//!               claim |   | unclaim
+//!                     v   |
+//!                    merging --redirect--> redirect --retire_pid, epoch--> free
 //! ```
 //!
 //! # Invariants
@@ -26,7 +28,8 @@
 //!
 //! # Concurrency
 //!
-//! Words change by CAS only. `get` takes no lock. PIDs are handed out under a mutex, which is rare: once a split, not once a write.
+//! Words that anybody else can change are changed by CAS only. `load` takes no lock. PIDs are handed out under a mutex,
+//! which is rare: once a split, not once a write.
 
 #![allow(unsafe_code)]
 
@@ -168,7 +171,8 @@ impl MappingTable {
     /// Changes the word of a page if it is still `from`.
     #[must_use]
     pub fn swap(&self, pid: u32, from: Word, to: Word) -> bool {
-        // AcqRel: Release publishes the frame to `load`; Acquire orders what the caller frees behind it.
+        // AcqRel: Release pairs with the Acquire in `load`, which sees the frame whole; Acquire pairs with the Release of
+        // whoever set `from`, and orders what the caller frees behind it. Acquire on failure: not relied on.
         self.get(pid).compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 

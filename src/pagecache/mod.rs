@@ -68,7 +68,7 @@ pub struct Folded {
 /// What the layer is told when it is opened.
 #[derive(Clone, Debug)]
 pub struct CacheOptions {
-    /// Bytes of memory for frames, deltas and tables.
+    /// Bytes of memory for frames and deltas; tables and the buffers of the log come on top.
     pub capacity: u64,
 }
 
@@ -103,7 +103,8 @@ struct Shared {
 }
 
 impl Shared {
-    /// Replaces the frozen frame `old` of a page by `new`; `false`: somebody else did, and `new` is gone.
+    /// Replaces the frame `old` of a page, frozen if it is a leaf's (P3), by `new`; `false`: somebody else did, and `new` is
+    /// gone.
     fn replace(self: &Arc<Self>, pid: u32, old: FrameRef<'_>, new: FrameRef<'_>, guard: &Guard) -> bool {
         if !self.table.swap(pid, Word::resident(old), Word::resident(new)) {
             new.discard(&self.arena);
@@ -207,6 +208,8 @@ impl<P: Page> PageCache<P> {
         self.log.reserve(len)
     }
 
+    /// Whether anything may still be written.
+    ///
     /// # Errors
     /// The first fatal error.
     pub fn check(&self) -> Result<()> {
@@ -257,7 +260,8 @@ impl<P: Page> PageCache<P> {
         frame.discard(self.arena());
     }
 
-    /// Replaces the frozen frame `old` of a page by `new`; `false`: somebody else did, and `new` is gone.
+    /// Replaces the frame `old` of a page, frozen if it is a leaf's (P3), by `new`; `false`: somebody else did, and `new` is
+    /// gone.
     pub fn replace(&self, pid: u32, old: FrameRef<'_>, new: FrameRef<'_>, guard: &Guard) -> bool {
         self.shared.replace(pid, old, new, guard)
     }
@@ -546,7 +550,7 @@ impl<P: Page> PageCache<P> {
         Ok((header, raw, payload))
     }
 
-    /// Bytes counted against the capacity.
+    /// Bytes of frames and deltas, which the capacity bounds, and of tables and the log's buffers, which it does not.
     pub fn memory(&self) -> u64 {
         self.arena().allocated() + self.table().bytes() + self.log.memory()
     }

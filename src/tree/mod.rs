@@ -152,9 +152,9 @@ pub struct Forest {
     dropped: Arc<Mutex<VecDeque<Arc<BwTree>>>>,
     /// Ids of dropped trees whose pages are not freed yet.
     unfreed: Mutex<BTreeSet<u32>>,
-    /// Next identifier, and the bound below which all may be handed out.
+    /// Next identifier. Any thread, by atomic add.
     next_id: AtomicU64,
-    /// Raised under `raising_ids` after a flush.
+    /// Identifiers below this may be handed out. Raised under `raising_ids` after a flush.
     id_floor: AtomicU64,
     raising_ids: Mutex<()>,
     /// A checkpoint is due after this many redo bytes.
@@ -218,7 +218,7 @@ impl Forest {
         &self.cache.counters
     }
 
-    /// Bytes counted against the capacity.
+    /// Bytes of pages and their changes, which the capacity bounds, and of tables and buffers.
     pub fn memory(&self) -> u64 {
         self.cache.memory()
     }
@@ -312,6 +312,7 @@ impl Forest {
         // Acquire: pairs with the Release below.
         while id >= self.id_floor.load(Ordering::Acquire) {
             let _raising = self.raising_ids.lock();
+            // Acquire: as above; somebody else may have raised it meanwhile.
             if id < self.id_floor.load(Ordering::Acquire) {
                 break;
             }

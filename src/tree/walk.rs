@@ -1,4 +1,4 @@
-//! Goes through all leaves for a checkpoint, and rebuilds the trees from one.
+//! Goes through all leaves for a checkpoint; rebuilds the trees from one, and replays the redo tail on them.
 //!
 //! # How it works
 //!
@@ -8,7 +8,8 @@
 //! entries of a step cover the node's range without gaps, and the next step starts where that ends, so the
 //! directory is a partition of the key space whatever is split meanwhile. Pages are merged only between checkpoints.
 //!
-//! At open the entries come back in order; each level's nodes are built as they fill up.
+//! At open the entries come back in order; each level's nodes are built as they fill up. Then the redo tail is replayed:
+//! each change is published as a delta, on an overlay where the leaf is on disk, so that no leaf is read.
 
 use super::catalog::{BwTree, DEFAULT_ID, DEFAULT_TREE};
 use super::consolidate::Fold;
@@ -449,7 +450,7 @@ impl<'a> TreeBuilder<'a> {
     }
 }
 
-/// Looks at a big value's reference in a leaf's record.
+/// The references to big values in a leaf's records.
 pub(super) fn big_refs(leaf: Leaf<'_>) -> impl Iterator<Item = BigRef> + '_ {
     (0..leaf.len()).filter_map(move |i| match leaf.record(i).1 {
         super::leaf::Value::Big(bytes) => Some(BigRef::decode(bytes)),
