@@ -200,7 +200,7 @@ impl Db {
         self.engine().forest().log().allocated()
     }
 
-    /// Bytes on disk per byte of live pages and one segment.
+    /// Bytes on disk per byte of live images, redo tail and the least that a database occupies.
     ///
     /// # Errors
     /// `Io` when the system cannot tell.
@@ -208,7 +208,7 @@ impl Db {
     pub fn space_amplification(&self) -> Result<f64> {
         let log = self.engine().forest().log();
         let live = log.segments().usage().live + log.redo_tail();
-        // The superblocks, and a segment each of the redo and of the page stream, are the minimum.
+        // The superblocks, the redo segments in use and next, an open one of leaves and one of the cleaner or big values.
         let least = 8192 + 4 * log.segments().size() as u64;
         Ok(log.allocated()? as f64 / (live + least) as f64)
     }

@@ -59,7 +59,8 @@ type Boxed = Box<dyn MergeOperator>;
 /// # Concurrency
 ///
 /// The trait has no `Send` or `Sync` bound, as in 0.34, so calls, and dropping a replaced operator, are serialized by a lock
-/// that the calling thread may take again: an operator may use the database.
+/// that the calling thread may take again: an operator may use the database. Operators of two trees that merge into each
+/// other take two of these locks in either order, and can deadlock.
 #[derive(Default)]
 pub(super) struct Operator(ReentrantMutex<RefCell<Option<Rc<Boxed>>>>);
 

@@ -112,7 +112,7 @@ impl FlushWaiter {
 pub(super) struct Signals {
     writer: Bell,
     maintenance: Bell,
-    /// The log writer knows that there is something to flush. Set by writers, cleared by the log writer.
+    /// The log writer knows that there is something to flush. Set by whoever writes, cleared by the log writer.
     armed: AtomicBool,
     /// The file is to be tidied though nothing is due. Set by the log writer.
     tidy: AtomicBool,

@@ -14,7 +14,8 @@ use std::task::Poll;
 /// An ordered map from byte strings to byte strings within a [`Db`](crate::Db).
 ///
 /// All methods may be called from many threads at once; operations on one key are linearizable. Clones share the tree.
-/// Keys and values may be any bytes, of any length, the empty ones included; keys are ordered byte by byte.
+/// Keys and values may be any bytes, the empty ones included; keys are ordered byte by byte. A key and its value may have
+/// up to about 1 GiB together; more is [`Error::Unsupported`].
 ///
 /// Writes are durable when a flush that was called after them has returned; see [`Tree::flush`].
 ///
@@ -93,8 +94,9 @@ impl Tree {
     /// Gives a key a value and returns the value before. A value equal to that before is not written.
     ///
     /// # Errors
-    /// `CollectionNotFound` when the tree was dropped; `Io` when room must be made by writing and that fails;
-    /// the first fatal error of this database. Then nothing has changed.
+    /// `CollectionNotFound` when the tree was dropped; `Io` or `Corruption` when the key's page cannot be read; `Io` when
+    /// room must be made by writing and that fails; `Unsupported` when key and value are too long; the first fatal error
+    /// of this database. Then nothing has changed.
     ///
     /// # Examples
     ///
@@ -332,7 +334,9 @@ impl Tree {
 
     /// Sets the merge operator of this tree, for all its handles, until the database is closed. Replaces the one before.
     ///
-    /// Calls of an operator are serialized. There is no `Send` bound, so that programs for 0.34 compile; an
+    /// Calls of an operator are serialized by a lock of its tree, which is held during a call. An operator may use the
+    /// database, its own tree included; but the operators of two trees that each merge into the other tree can deadlock
+    /// when two threads enter them from either side. There is no `Send` bound, so that programs for 0.34 compile; an
     /// operator that holds something that must not leave its thread must be used on that thread only.
     ///
     /// # Examples
@@ -628,8 +632,8 @@ impl Tree {
 
     /// Returns the number of keys, by going through all leaves.
     ///
-    /// A dropped tree has none. Where a page cannot be read the error is logged and what was counted before it
-    /// is returned; [`Tree::iter`] returns the error itself.
+    /// Values longer than 2 KiB are not read for that. A dropped tree has none. When a page cannot be read the error is
+    /// logged and 0 is returned; [`Tree::iter`] returns the error itself.
     ///
     /// # Examples
     ///
