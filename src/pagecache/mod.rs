@@ -16,7 +16,7 @@
 //!
 //! # Concurrency
 //!
-//! Reads and writes take no lock. The maintenance lock is held for one bounded step at a time.
+//! Reads and writes of resident pages take no lock but, for a moment, those of the arena. The maintenance lock is held for one bounded step at a time.
 
 pub mod arena;
 mod checkpoint;
