@@ -305,12 +305,12 @@ impl Config {
         self.change(|inner| inner.path = path.as_ref().to_path_buf())
     }
 
-    /// How many bytes of memory pages and their changes may take up. What does not fit is written, and read again when
-    /// it is needed. Default: 1 GiB. At least 256; less than 64 KiB counts as 64 KiB.
+    /// How many bytes of memory pages and their changes may take up. What does not fit is written, and read
+    /// again when it is needed. Default: 1 GiB. At least 256; less than 64 KiB counts as 64 KiB.
     ///
-    /// Inner nodes count, too, but never leave: when they alone exceed the capacity, everything still works, more slowly.
-    /// What comes on top: 4 MiB of buffers of the log, 8 bytes of table for each page, and up to 4 MiB of pages before
-    /// writers wait until others have left.
+    /// Inner nodes count, too, but never leave: when they alone exceed the capacity, everything still works,
+    /// more slowly. What comes on top: 4 MiB of buffers of the log, 8 bytes of table for each page, and up to
+    /// 4 MiB of pages before writers wait until others have left.
     ///
     /// # Examples
     /// ```
@@ -326,9 +326,9 @@ impl Config {
 
     /// What to favour when space and speed are at odds. Default: [`Mode::LowSpace`].
     ///
-    /// It says how dense the cleaner keeps the pages in the file: above 1.2 bytes for each live one, and two segments,
-    /// it moves pages together with [`Mode::LowSpace`], above 1.35 with [`Mode::HighThroughput`], which writes less for
-    /// that. A database may be opened with either at any time.
+    /// It says how dense the cleaner keeps the pages in the file: above 1.2 bytes for each live one, and two
+    /// segments, it moves pages together with [`Mode::LowSpace`], above 1.35 with [`Mode::HighThroughput`],
+    /// which writes less for that. A database may be opened with either at any time.
     ///
     /// # Examples
     /// ```
@@ -432,8 +432,9 @@ impl Config {
         self.change(|inner| inner.print_profile_on_drop = to)
     }
 
-    /// How many bytes a segment has, of which a new database's file is made: a power of two from 256 to 16777216, where less
-    /// than 4096 counts as 4096. Default: 524288. A database that is there keeps its own.
+    /// How many bytes a segment has, of which a new database's file is made: a power of two from 256 to
+    /// 16777216, where less than 4096 counts as 4096. Default: 524288. A database that is there keeps its
+    /// own.
     ///
     /// The file grows, is cleaned and gives space back by segments; even an empty database has some.
     ///

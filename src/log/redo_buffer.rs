@@ -3,10 +3,10 @@
 //! # How it works
 //!
 //! A reservation is one CAS on the header of the current buffer, which adds the record's length and one
-//! writer. Filling needs no lock, as ranges are disjoint. Completing takes the writer off. A buffer that is full,
-//! or that somebody wants on the medium, is *sealed*: its header takes no more reservations, and a
-//! new buffer becomes current. When the last writer of a sealed buffer has left, its bytes are final and
-//! are written out in order. A record longer than a buffer gets one of its own, sealed from the start.
+//! writer. Filling needs no lock, as ranges are disjoint. Completing takes the writer off. A buffer that is
+//! full, or that somebody wants on the medium, is *sealed*: its header takes no more reservations, and a new
+//! buffer becomes current. When the last writer of a sealed buffer has left, its bytes are final and are
+//! written out in order. A record longer than a buffer gets one of its own, sealed from the start.
 //!
 //! # States of a buffer
 //!
@@ -17,7 +17,8 @@
 //!
 //! # Invariants
 //!
-//! - L3: a byte of a buffer is written only by the reservation it belongs to, and read only when the buffer is final.
+//! - L3: a byte of a buffer is written only by the reservation it belongs to, and read only when the buffer
+//!   is final.
 //! - L4: buffers are contiguous: the LSN at which one ends is the base of the next.
 //! - L5: a buffer becomes current again only after it was drained.
 //!
@@ -75,9 +76,9 @@ struct Buffer {
     watches: Watches,
 }
 
-// SAFETY: `bytes` is shared as L3 says: disjoint ranges while there are writers, read-only when final. The boxed slice
-// is replaced only between final and current, when nobody can reserve in it: by `drained` before it says that the
-// buffer is, or by `reserve_oversized` after that, under the rotation mutex.
+// SAFETY: `bytes` is shared as L3 says: disjoint ranges while there are writers, read-only when final. The
+// boxed slice is replaced only between final and current, when nobody can reserve in it: by `drained` before
+// it says that the buffer is, or by `reserve_oversized` after that, under the rotation mutex.
 unsafe impl Sync for Buffer {}
 
 /// The ring.
@@ -168,7 +169,8 @@ impl Ring {
             return self.reserve_oversized(len);
         }
         loop {
-            // Acquire: pairs with the Release in `open`, so base and header are those of this buffer or a later one.
+            // Acquire: pairs with the Release in `open`, so base and header are those of this buffer or a
+            // later one.
             let sequence = self.current.load(Ordering::Acquire);
             let buffer = self.buffer(sequence);
             // Relaxed: the CAS below orders.
@@ -180,8 +182,8 @@ impl Ring {
                 continue;
             }
             let claimed = seen.with_writer(len);
-            // Acquire: pairs with the Release store in `open`, so the buffer's base is seen, even when it was recycled
-            // since `sequence` was read. Relaxed on failure: looked at again.
+            // Acquire: pairs with the Release store in `open`, so the buffer's base is seen, even when it was
+            // recycled since `sequence` was read. Relaxed on failure: looked at again.
             let swap =
                 buffer.header.compare_exchange_weak(seen.0, claimed.0, Ordering::Acquire, Ordering::Relaxed);
             if swap.is_ok() {
@@ -249,8 +251,8 @@ impl Ring {
         }
         let lsn = self.seal(sequence);
         let buffer = self.buffer(sequence + 1);
-        // SAFETY: drained and not current, so nobody has a reservation in it or reads it (L3, L5); the rotation
-        // mutex keeps everybody else from opening it.
+        // SAFETY: drained and not current, so nobody has a reservation in it or reads it (L3, L5); the
+        // rotation mutex keeps everybody else from opening it.
         unsafe { *buffer.bytes.get() = zeros(len) };
         // Relaxed: the header's Release publishes it.
         buffer.base.store(lsn.0, Ordering::Relaxed);
@@ -267,13 +269,14 @@ impl Ring {
             // Acquire: pairs with the Release in `open`.
             let sequence = self.current.load(Ordering::Acquire);
             let buffer = self.buffer(sequence);
-            // Acquire: pairs with the Release in `open`, which the CASes of reservations continue, so the base is of
-            // this use of the buffer or a later one. Reservations made before the call are seen, by coherence.
+            // Acquire: pairs with the Release in `open`, which the CASes of reservations continue, so the
+            // base is of this use of the buffer or a later one. Reservations made before the call are seen,
+            // by coherence.
             let header = Header(buffer.header.load(Ordering::Acquire));
             // Relaxed: ordered by the Acquire above and the fence below.
             let base = Lsn(buffer.base.load(Ordering::Relaxed));
-            // Acquire: keeps the look at `current` behind those at the fields, which are of one buffer only if it is
-            // current still.
+            // Acquire: keeps the look at `current` behind those at the fields, which are of one buffer only
+            // if it is current still.
             fence(Ordering::Acquire);
             if !header.sealed() && self.current.load(Ordering::Acquire) == sequence {
                 return base.plus(header.used() as u64);
@@ -301,8 +304,8 @@ impl Ring {
         self.current.load(Ordering::Acquire)
     }
 
-    /// Waits for the writers of a sealed buffer and returns its bytes. Only the holder of the log's writer lock calls
-    /// this, with the first sequence number that is not drained.
+    /// Waits for the writers of a sealed buffer and returns its bytes. Only the holder of the log's writer
+    /// lock calls this, with the first sequence number that is not drained.
     pub fn take_final(&self, sequence: u64) -> Final<'_> {
         let buffer = self.buffer(sequence);
         let backoff = Backoff::new();
@@ -333,8 +336,8 @@ impl Ring {
     /// The bytes of buffer `sequence` are written out. Only the holder of the log's writer lock calls this.
     pub fn drained(&self, sequence: u64) {
         let buffer = self.buffer(sequence);
-        // SAFETY: final (`take_final` came before), its only reader is our caller, which is done, and not yet drained, so
-        // that nobody can reserve in it (L5).
+        // SAFETY: final (`take_final` came before), its only reader is our caller, which is done, and not yet
+        // drained, so that nobody can reserve in it (L5).
         let bytes = unsafe { &mut *buffer.bytes.get() };
         if bytes.len() != self.capacity {
             *bytes = zeros(self.capacity);
@@ -378,8 +381,8 @@ impl Reservation<'_> {
     #[inline]
     pub fn bytes(&mut self) -> &mut [u8] {
         self.buffer.watches.written(self.start..self.start + self.len);
-        // SAFETY: a reservation has its range to itself while it lives (L3); the boxed slice is not replaced while
-        // the buffer has a writer (L5).
+        // SAFETY: a reservation has its range to itself while it lives (L3); the boxed slice is not replaced
+        // while the buffer has a writer (L5).
         let bytes = unsafe { &*self.buffer.bytes.get() };
         let start = UnsafeCell::raw_get(bytes.as_ptr());
         // SAFETY: the range lies within the buffer, as `reserve` checked.

@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! - L6: every byte of the redo stream below the stable LSN, and every image it refers to, was written before a
-//!   sync that succeeded.
+//! - L6: every byte of the redo stream below the stable LSN, and every image it refers to, was written before
+//!   a sync that succeeded.
 //! - L7: after a sync failed, what the medium holds is unknown; no later sync is trusted and nothing is
 //!   acknowledged until the file is opened again.
 

@@ -16,8 +16,8 @@ use std::io;
 
 /// One growable file of bytes.
 ///
-/// All methods may be called from many threads at once. A short transfer is never reported as success, and interrupted
-/// calls are retried inside. Errors are what the operating system says; `read_at` alone adds one.
+/// All methods may be called from many threads at once. A short transfer is never reported as success, and
+/// interrupted calls are retried inside. Errors are what the operating system says; `read_at` alone adds one.
 #[expect(clippy::len_without_is_empty, reason = "a file, not a collection")]
 pub trait Storage: Send + Sync + Debug + 'static {
     /// Fills `buf` with the bytes at `offset`.
