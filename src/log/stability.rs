@@ -34,7 +34,7 @@ impl Stability {
         Lsn(self.stable.load(Ordering::Acquire))
     }
 
-    /// A sync that succeeded covered everything below `lsn`.
+    /// A sync that succeeded covered everything below `lsn`, so that it is durable (S1, L6).
     pub fn raise(&self, lsn: Lsn) {
         // Release: pairs with the Acquire in `stable`.
         self.stable.fetch_max(lsn.0, Ordering::Release);

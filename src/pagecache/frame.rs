@@ -1,16 +1,16 @@
 //! Frames: resident pages, an immutable base image and an append-only array of delta slots.
 //!
-//! # Format
-//!
-//! One arena block: header (64 bytes), slots (leaf frames only, 16 words), base image.
-//! A slot word is `fingerprint << 48 | address of a delta record`, 0 when empty, or `SEAL`.
-//!
 //! # States
 //!
 //! ```text
 //! open --publish--> open ... --16th publish--> frozen --replace--> retired --epoch, discard--> freed
 //!   \------------------- freeze (CAS SEAL) ------^
 //! ```
+//!
+//! # Format
+//!
+//! One arena block: header (64 bytes), slots (leaf frames only, 16 words), base image.
+//! A slot word is `fingerprint << 48 | address of a delta record`, 0 when empty, or `SEAL`.
 //!
 //! # Invariants
 //!

@@ -6,12 +6,6 @@
 //! count and two loads. A bucket is allocated when its first PID is; the memory of a large one is touched
 //! only as its words are used.
 //!
-//! # Format of a word
-//!
-//! Two tag bits on top: `00` = address of a resident frame, its lowest bit set while the page is being merged
-//! into its left sibling; `01` = address of the page's image; `10` = PID of the page that this one was merged
-//! into. 0 = free.
-//!
 //! # States of a page
 //!
 //! ```text
@@ -21,6 +15,14 @@
 //!                     v   |
 //!                    merging --redirect--> redirect --retire_pid, epoch--> free
 //! ```
+//!
+//! A resident page stays resident when its frame is replaced, and `move_image` changes the image in either state.
+//!
+//! # Format of a word
+//!
+//! Two tag bits on top: `00` = address of a resident frame, its lowest bit set while the page is being merged
+//! into its left sibling; `01` = address of the page's image; `10` = PID of the page that this one was merged
+//! into. 0 = free.
 //!
 //! # Invariants
 //!

@@ -1,6 +1,8 @@
 //! The operating system and nothing else: one file, read and written at offsets.
 //!
-//! # What is assumed of the medium
+//! # Invariants
+//!
+//! What is assumed of the medium:
 //!
 //! - S1: once `sync_data` returned `Ok`, every byte written before it was called survives a power cut.
 //! - S2: an unsynced write may be lost, reordered, or torn at any multiple of 512 bytes.
