@@ -100,8 +100,8 @@ pub enum Error {
     Unsupported(String),
     /// A state that should be impossible was met. Please report it, with the text.
     ReportableBug(String),
-    /// The operating system refused. After a failed write or sync every later write
-    /// returns the same error, until the database is opened again.
+    /// The operating system refused. After a failed sync every later write and flush returns the same error,
+    /// until the database is opened again; after a failed write they may succeed.
     Io(io::Error),
     /// The file holds bytes that were not written by this database: a damaged disk, or another program.
     Corruption {

@@ -1,5 +1,5 @@
-//! An embedded, ordered key-value store with the API of sled 0.34: a lock-free Bw-tree over an epoch-reclaimed
-//! pagecache over one segmented log file.
+//! An embedded, ordered key-value store with the API of sled 0.34: a lock-free Bw-tree over an
+//! epoch-reclaimed pagecache over one segmented log file.
 //!
 //! ```
 //! # fn main() -> sled::Result<()> {
@@ -20,10 +20,11 @@
 //!
 //! # What survives
 //!
-//! When [`Tree::flush`] has returned `Ok`, everything written before it was called survives the end of the process and the loss
-//! of power. After a crash the database is as it was after some prefix of all writes to all its trees: nothing later
-//! without everything earlier. What was not flushed may be gone; a background thread flushes every 500 ms
-//! unless [`Config::flush_every_ms`] says otherwise, but only a flush that returned is a promise.
+//! When [`Tree::flush`] has returned `Ok`, everything written before it was called survives the end of the
+//! process and the loss of power. After a crash the database is as it was after some prefix of all writes to
+//! all its trees: nothing later without everything earlier. What was not flushed may be gone; a background
+//! thread flushes every 500 ms unless [`Config::flush_every_ms`] says otherwise, but only a flush that
+//! returned is a promise.
 //!
 //! # Layers
 //!

@@ -18,7 +18,7 @@
 //!
 //! # Invariants
 //!
-//! - A directory is removed only if it was opened as temporary, the last time it was opened, and only
+//! - C1: a directory is removed only if it was opened as temporary, the last time it was opened, and only
 //!   when neither a database nor any configuration for it is left.
 
 use super::compat::RunningConfig;
@@ -35,7 +35,7 @@ use std::time::SystemTime;
 /// The directory of a configuration without a path. A temporary one of this name counts as without.
 const DEFAULT_PATH: &str = "default.sled";
 
-/// The smallest and largest size of a segment, in bytes.
+/// The smallest and largest size of a segment that may be asked for, in bytes; the log takes 4096 for less.
 const SEGMENT_SIZES: std::ops::RangeInclusive<usize> = 256..=16 << 20;
 
 /// The smallest cache, in bytes.
@@ -66,9 +66,9 @@ pub fn open<P: AsRef<Path>>(path: P) -> Result<Db> {
 /// What to favour when space and speed are at odds; see [`Config::mode`].
 #[derive(Clone, Copy, Debug)]
 pub enum Mode {
-    /// Use less space on disk.
+    /// Use less space on disk: clean sooner.
     LowSpace,
-    /// Do more operations in a second.
+    /// Do more operations in a second: clean later.
     HighThroughput,
 }
 
@@ -244,13 +244,13 @@ impl Config {
         if self.temporary {
             self.doom()?;
         } else {
-            // It was temporary once and is not any more: what it holds is to stay.
+            // It was temporary once and is not any more: what it holds is to stay (C1).
             *lock(&self.place.doomed) = None;
         }
         Ok(db)
     }
 
-    /// Has the directory removed with the last reference to it. Absolute, as the process may move
+    /// Has the directory removed with the last reference to it (C1). Absolute, as the process may move
     /// meanwhile.
     fn doom(&self) -> Result<()> {
         let directory = std::path::absolute(self.get_path())?;
@@ -305,8 +305,12 @@ impl Config {
         self.change(|inner| inner.path = path.as_ref().to_path_buf())
     }
 
-    /// How many bytes of memory the database may use. What does not fit is read from the file again
-    /// when it is needed. Default: 1 GiB. At least 256.
+    /// How many bytes of memory pages and their changes may take up. What does not fit is written, and read
+    /// again when it is needed. Default: 1 GiB. At least 256; less than 64 KiB counts as 64 KiB.
+    ///
+    /// Inner nodes count, too, but never leave: when they alone exceed the capacity, everything still works,
+    /// more slowly. What comes on top: 4 MiB of buffers of the log, 8 bytes of table for each page, and up to
+    /// 4 MiB of pages before writers wait until others have left.
     ///
     /// # Examples
     /// ```
@@ -322,7 +326,9 @@ impl Config {
 
     /// What to favour when space and speed are at odds. Default: [`Mode::LowSpace`].
     ///
-    /// It is accepted and has no effect: both modes do the same.
+    /// It says how dense the cleaner keeps the pages in the file: above 1.2 bytes for each live one, and two
+    /// segments, it moves pages together with [`Mode::LowSpace`], above 1.35 with [`Mode::HighThroughput`],
+    /// which writes less for that. A database may be opened with either at any time.
     ///
     /// # Examples
     /// ```
@@ -426,8 +432,11 @@ impl Config {
         self.change(|inner| inner.print_profile_on_drop = to)
     }
 
-    /// How many bytes the parts are that a new database's file is made of: a power of two from 256 to
-    /// 16777216. Default: 524288. A database that is there keeps its own.
+    /// How many bytes a segment has, of which a new database's file is made: a power of two from 256 to
+    /// 16777216, where less than 4096 counts as 4096. Default: 524288. A database that is there keeps its
+    /// own.
+    ///
+    /// The file grows, is cleaned and gives space back by segments; even an empty database has some.
     ///
     /// # Examples
     /// ```

@@ -76,7 +76,8 @@ impl Db {
         Config::new().path(path).open()
     }
 
-    /// Returns the tree with this name, which is created if there is none. All handles of a name see the same data.
+    /// Returns the tree with this name, which is created if there is none. All handles of a name see the same
+    /// data.
     ///
     /// That a tree exists is durable after the next flush.
     ///
@@ -103,8 +104,8 @@ impl Db {
         self.engine().tree(name)
     }
 
-    /// Removes a tree with everything in it; `false` if there is none of that name. Handles that are still held fail with
-    /// `CollectionNotFound` from now on, also when a tree of the same name is created again.
+    /// Removes a tree with everything in it; `false` if there is none of that name. Handles that are still
+    /// held fail with `CollectionNotFound` from now on, also when a tree of the same name is created again.
     ///
     /// # Errors
     /// `Unsupported` for the default tree; `Io`; the first fatal error of this database.
@@ -160,8 +161,8 @@ impl Db {
         !self.engine().is_fresh()
     }
 
-    /// Returns a number that this database never returned before, not even before a crash. Numbers ascend, with
-    /// gaps after a restart.
+    /// Returns a number that this database never returned before, not even before a crash. Numbers ascend,
+    /// with gaps after a restart.
     ///
     /// # Errors
     /// `Io` when the reservation of more numbers cannot be made durable.
@@ -200,7 +201,7 @@ impl Db {
         self.engine().forest().log().allocated()
     }
 
-    /// Bytes on disk per byte of live pages and one segment.
+    /// Bytes on disk per byte of live images, redo tail and the least that a database occupies.
     ///
     /// # Errors
     /// `Io` when the system cannot tell.
@@ -208,13 +209,14 @@ impl Db {
     pub fn space_amplification(&self) -> Result<f64> {
         let log = self.engine().forest().log();
         let live = log.segments().usage().live + log.redo_tail();
-        // The superblocks, and a segment each of the redo and of the page stream, are the minimum.
+        // The superblocks, the redo segments in use and next, an open one of leaves and one of the cleaner or
+        // big values.
         let least = 8192 + 4 * log.segments().size() as u64;
         Ok(log.allocated()? as f64 / (live + least) as f64)
     }
 
-    /// Returns the CRC-32 of all names, keys and values: of each tree in name order its name, then key and value of each
-    /// pair in key order.
+    /// Returns the CRC-32 of all names, keys and values: of each tree in name order its name, then key and
+    /// value of each pair in key order.
     ///
     /// # Errors
     /// What reading failed with.
@@ -240,8 +242,9 @@ impl Db {
         Ok(hasher.finalize())
     }
 
-    /// Returns everything, tree by tree, for [`Db::import`] of this or another version: the collection type `tree`, the
-    /// tree's name, and its rows, each a key and a value. Rows are read as the iterator is consumed.
+    /// Returns everything, tree by tree, for [`Db::import`] of this or another version: the collection type
+    /// `tree`, the tree's name, and its rows, each a key and a value. Rows are read as the iterator is
+    /// consumed.
     ///
     /// # Panics
     /// The iterator panics when reading fails.
@@ -276,8 +279,8 @@ impl Db {
     /// Inserts what [`Db::export`] of this or another version returned.
     ///
     /// # Panics
-    /// For a collection that is not a `tree`, a row without key and value, a key that is there already, and when
-    /// writing fails. Rows before that stay.
+    /// For a collection that is not a `tree`, a row without key and value, a key that is there already, and
+    /// when writing fails. Rows before that stay.
     ///
     /// # Examples
     ///

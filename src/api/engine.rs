@@ -1,4 +1,10 @@
 //! Opens the layers bottom-up, owns them and the threads, shuts down in order.
+//!
+//! # How it works
+//!
+//! Opening refuses a directory of 0.34.7, locks the file, and hands each layer its part of the configuration: storage,
+//! log, pagecache, trees, and the threads last. The last handle that is dropped stops the threads, flushes, makes a
+//! checkpoint if there is enough to be saved the next open, and notes in the superblock where the stream ends.
 
 use super::compat::{Context, RunningConfig};
 use super::config::Config;

@@ -51,8 +51,8 @@ impl End {
 /// An iterator over the pairs of a [`Tree`] in key order, from both ends.
 ///
 /// It shows the tree as it changes: what is inserted or removed while it goes on may or may not be seen, but
-/// keys ascend (descend from the back), none is yielded twice, and one that is there all the time is not missed. It
-/// blocks nobody and keeps the database open. After an error it ends.
+/// keys ascend (descend from the back), none is yielded twice, and one that is there all the time is not
+/// missed. It blocks nobody and keeps the database open. After an error it ends.
 pub struct Iter {
     tree: Tree,
     low: Bound<Vec<u8>>,

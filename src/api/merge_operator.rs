@@ -58,14 +58,15 @@ type Boxed = Box<dyn MergeOperator>;
 ///
 /// # Concurrency
 ///
-/// The trait has no `Send` or `Sync` bound, as in 0.34, so calls, and dropping a replaced operator, are serialized by a lock
-/// that the calling thread may take again: an operator may use the database.
+/// The trait has no `Send` or `Sync` bound, as in 0.34, so calls, and dropping a replaced operator, are
+/// serialized by a lock that the calling thread may take again: an operator may use the database. Operators
+/// of two trees that merge into each other take two of these locks in either order, and can deadlock.
 #[derive(Default)]
 pub(super) struct Operator(ReentrantMutex<RefCell<Option<Rc<Boxed>>>>);
 
-// SAFETY: what is inside is touched only while the mutex is held, so by one thread at a time, with the mutex ordering
-// them. An operator that shares unsynchronized state with code outside of it is the caller's to keep to one
-// thread, which the documentation of `Tree::set_merge_operator` says.
+// SAFETY: what is inside is touched only while the mutex is held, so by one thread at a time, with the mutex
+// ordering them. An operator that shares unsynchronized state with code outside of it is the caller's to keep
+// to one thread, which the documentation of `Tree::set_merge_operator` says.
 unsafe impl Send for Operator {}
 // SAFETY: as for `Send`; the `Rc` never leaves the mutex.
 unsafe impl Sync for Operator {}

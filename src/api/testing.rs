@@ -122,7 +122,8 @@ pub fn counters(db: &Db) -> Counters {
     }
 }
 
-/// Bytes counted against the cache capacity.
+/// Bytes of pages and their changes, which `cache_capacity` bounds, and of tables and buffers, which come on
+/// top.
 pub fn memory_used(db: &Db) -> u64 {
     db.engine().forest().memory()
 }

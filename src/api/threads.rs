@@ -2,12 +2,13 @@
 //!
 //! # How it works
 //!
-//! The *log writer* writes sealed buffers and flushes every so often while something is being written; when that has
-//! ended, it has the file tidied once. The *maintenance* thread evicts, merges nodes, cleans and
-//! makes checkpoints when foreground operations say that something is due. Both sleep without a timer when there
-//! is nothing to do.
+//! The *log writer* writes sealed buffers and flushes every so often while something is being written; when
+//! that has ended, it has the file tidied once. The *maintenance* thread evicts, merges nodes, cleans and
+//! makes checkpoints when foreground operations say that something is due. Both sleep without a timer when
+//! there is nothing to do.
 //!
-//! If one of them panics, the log is poisoned with the cause: every later write says so, and nobody waits for it.
+//! If one of them panics, the log is poisoned with the cause: every later write says so, and nobody waits for
+//! it.
 
 use super::engine::Core;
 use crate::error::{Error, Result};
@@ -112,7 +113,8 @@ impl FlushWaiter {
 pub(super) struct Signals {
     writer: Bell,
     maintenance: Bell,
-    /// The log writer knows that there is something to flush. Set by writers, cleared by the log writer.
+    /// The log writer knows that there is something to flush. Set by whoever writes, cleared by the log
+    /// writer.
     armed: AtomicBool,
     /// The file is to be tidied though nothing is due. Set by the log writer.
     tidy: AtomicBool,
@@ -135,8 +137,8 @@ impl Default for Signals {
 impl Signals {
     /// A new buffer was begun: there is something to flush, or to write.
     pub(super) fn wrote(&self, backlog: u64) {
-        // SeqCst: either the log writer, which clears `armed` and then looks at the end of the log, sees the reservation
-        // that was made before this, or this sees `armed` cleared, and rings.
+        // SeqCst: either the log writer, which clears `armed` and then looks at the end of the log, sees the
+        // reservation that was made before this, or this sees `armed` cleared, and rings.
         fence(Ordering::SeqCst);
         // AcqRel: pairs with the store in `writer_loop`; whoever finds it clear rings.
         if !self.armed.swap(true, Ordering::AcqRel) || backlog >= 2 {
@@ -223,7 +225,8 @@ impl Threads {
         core.signals.writer.stop();
         core.signals.maintenance.stop();
         for handle in self.handles.drain(..) {
-            // The last handle may have been dropped by a waker, on the log writer itself. A panic was caught inside.
+            // The last handle may have been dropped by a waker, on the log writer itself. A panic was caught
+            // inside.
             if handle.thread().id() != std::thread::current().id() {
                 let _ = handle.join();
             }
@@ -270,8 +273,8 @@ fn writer_loop(core: &Core, every: Option<Duration>) {
         let idle = end == std::mem::replace(&mut seen_end, end);
         let flushed = log.stability().stable() >= end || log.stability().check().is_err();
         if idle && (flushed || every.is_none()) {
-            // Nothing is being written and nothing waits to be flushed: no more timers. What is written from here
-            // on rings again.
+            // Nothing is being written and nothing waits to be flushed: no more timers. What is written from
+            // here on rings again.
             (tick_at, flush_at) = (None, None);
             // Release: pairs with the swap in `wrote`.
             signals.armed.store(false, Ordering::Release);

@@ -13,8 +13,9 @@ use std::task::Poll;
 
 /// An ordered map from byte strings to byte strings within a [`Db`](crate::Db).
 ///
-/// All methods may be called from many threads at once; operations on one key are linearizable. Clones share the tree.
-/// Keys and values may be any bytes, of any length, the empty ones included; keys are ordered byte by byte.
+/// All methods may be called from many threads at once; operations on one key are linearizable. Clones share
+/// the tree. Keys and values may be any bytes, the empty ones included; keys are ordered byte by byte. A key
+/// and its value may have up to about 1 GiB together; more is [`Error::Unsupported`].
 ///
 /// Writes are durable when a flush that was called after them has returned; see [`Tree::flush`].
 ///
@@ -93,8 +94,9 @@ impl Tree {
     /// Gives a key a value and returns the value before. A value equal to that before is not written.
     ///
     /// # Errors
-    /// `CollectionNotFound` when the tree was dropped; `Io` when room must be made by writing and that fails;
-    /// the first fatal error of this database. Then nothing has changed.
+    /// `CollectionNotFound` when the tree was dropped; `Io` or `Corruption` when the key's page cannot be
+    /// read; `Io` when room must be made by writing and that fails; `Unsupported` when key and value are too
+    /// long; the first fatal error of this database. Then nothing has changed.
     ///
     /// # Examples
     ///
@@ -121,7 +123,8 @@ impl Tree {
     /// Returns the value of a key.
     ///
     /// # Errors
-    /// `CollectionNotFound` when the tree was dropped; `Io` or `Corruption` when the key's page cannot be read.
+    /// `CollectionNotFound` when the tree was dropped; `Io` or `Corruption` when the key's page cannot be
+    /// read.
     ///
     /// # Examples
     ///
@@ -230,8 +233,8 @@ impl Tree {
         })
     }
 
-    /// Changes a value in one step to what `f` makes of it (`None` = no value), and returns the new one. `f` is called again
-    /// when somebody else was faster.
+    /// Changes a value in one step to what `f` makes of it (`None` = no value), and returns the new one. `f`
+    /// is called again when somebody else was faster.
     ///
     /// # Errors
     /// As for [`Tree::insert`].
@@ -290,8 +293,8 @@ impl Tree {
         written.map(|written| written.old)
     }
 
-    /// Gives the merge operator the key, its value and an operand, makes what it returns the value, and returns
-    /// that.
+    /// Gives the merge operator the key, its value and an operand, makes what it returns the value, and
+    /// returns that.
     ///
     /// # Errors
     /// `Unsupported` when there is no merge operator; otherwise as for [`Tree::insert`].
@@ -330,10 +333,14 @@ impl Tree {
         Ok(new)
     }
 
-    /// Sets the merge operator of this tree, for all its handles, until the database is closed. Replaces the one before.
+    /// Sets the merge operator of this tree, for all its handles, until the database is closed. Replaces the
+    /// one before.
     ///
-    /// Calls of an operator are serialized. There is no `Send` bound, so that programs for 0.34 compile; an
-    /// operator that holds something that must not leave its thread must be used on that thread only.
+    /// Calls of an operator are serialized by a lock of its tree, which is held during a call. An operator
+    /// may use the database, its own tree included; but the operators of two trees that each merge into the
+    /// other tree can deadlock when two threads enter them from either side. There is no `Send` bound, so
+    /// that programs for 0.34 compile; an operator that holds something that must not leave its thread must
+    /// be used on that thread only.
     ///
     /// # Examples
     ///
@@ -353,14 +360,14 @@ impl Tree {
         self.group.operator.set(Box::new(merge_operator));
     }
 
-    /// Makes durable everything that was written before, to any tree of this database, and returns how many bytes of the log
-    /// became durable meanwhile, 0 if there were none. When this has returned `Ok`, it survives the loss of
-    /// power.
+    /// Makes durable everything that was written before, to any tree of this database, and returns how many
+    /// bytes of the log became durable meanwhile, 0 if there were none. When this has returned `Ok`, it
+    /// survives the loss of power.
     ///
     /// # Errors
-    /// `Io` when writing fails; that can be tried again. When the system could not sync, what the disk holds is
-    /// unknown: from then on every write and flush returns that error until the database is opened again, which finds
-    /// everything that was flushed before.
+    /// `Io` when writing fails; that can be tried again. When the system could not sync, what the disk holds
+    /// is unknown: from then on every write and flush returns that error until the database is opened again,
+    /// which finds everything that was flushed before.
     ///
     /// # Examples
     ///
@@ -379,7 +386,8 @@ impl Tree {
         Ok(usize::try_from(after.saturating_sub(before)).unwrap_or(usize::MAX))
     }
 
-    /// As [`Tree::flush`], without blocking the task. Any number of tasks may await it together; dropping the future is safe.
+    /// As [`Tree::flush`], without blocking the task. Any number of tasks may await it together; dropping the
+    /// future is safe.
     ///
     /// # Errors
     /// As for [`Tree::flush`].
@@ -628,8 +636,8 @@ impl Tree {
 
     /// Returns the number of keys, by going through all leaves.
     ///
-    /// A dropped tree has none. Where a page cannot be read the error is logged and what was counted before it
-    /// is returned; [`Tree::iter`] returns the error itself.
+    /// Values longer than 2 KiB are not read for that. A dropped tree has none. When a page cannot be read
+    /// the error is logged and 0 is returned; [`Tree::iter`] returns the error itself.
     ///
     /// # Examples
     ///

@@ -1,4 +1,5 @@
-//! Leaves that have never heard of a database: number newtypes, small codecs, and the one door to atomics.
+//! Leaves that have never heard of a database: positions in the log, nonces, and the atomics that models
+//! replace.
 
 mod lsn;
 mod nonce;

@@ -3,7 +3,8 @@
 //! # How it works
 //!
 //! The keys of the standard library's hash maps are random in each process; hashing a counter with them gives
-//! 64 bits that repeat with negligible probability. They only tell old bytes from new ones, they keep no secret.
+//! 64 bits that repeat with negligible probability. They only tell old bytes from new ones, they keep no
+//! secret.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;

@@ -1,12 +1,14 @@
-//! Atomics, a mutex and waiting for the lock-free protocols: of the standard library, or of the model checker.
+//! Atomics, a mutex and waiting for the lock-free protocols: of the standard library, or of the model
+//! checker.
 //!
 //! # How it works
 //!
-//! Under `cfg(loom)` the same names are loom's, which runs a model through every interleaving of its threads and every value
-//! that a load may return; run one with `RUSTFLAGS="--cfg loom --cfg crossbeam_loom" cargo test --release --lib models`,
-//! as everything else needs a model around it. [`Watch`] tells it of plain accesses behind raw pointers, which it
-//! cannot see: without a happens-before edge between one and a conflicting other the model fails. In a normal build it
-//! has no size and does nothing.
+//! Under `cfg(loom)` the same names are loom's, which runs a model through every interleaving of its threads
+//! and every value that a load may return; run one with
+//! `RUSTFLAGS="--cfg loom --cfg crossbeam_loom" cargo test --release --lib models`, as everything else needs
+//! a model around it. [`Watch`] tells it of plain accesses behind raw pointers, which it cannot see: without
+//! a happens-before edge between one and a conflicting other the model fails. In a normal build it has no
+//! size and does nothing.
 //!
 //! # References
 //!
@@ -65,8 +67,8 @@ mod native {
     }
 }
 
-/// Runs a model, with at most so many preemptions in an interleaving unless `LOOM_MAX_PREEMPTIONS` says otherwise, and says
-/// how many interleavings that were. Threads that yield or wait are not preempted.
+/// Runs a model, with at most so many preemptions in an interleaving unless `LOOM_MAX_PREEMPTIONS` says
+/// otherwise, and says how many interleavings that were. Threads that yield or wait are not preempted.
 #[cfg(all(test, loom))]
 pub fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
     use std::sync::Arc;

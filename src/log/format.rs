@@ -5,14 +5,15 @@
 //! All integers are little-endian. The file is two superblock slots of 4096 bytes and then segments of one
 //! size, number `i` at `8192 + i * segment`. Version 1; a reader refuses any other with `Unsupported`.
 //!
-//! Every structure carries the CRC-32 of its other bytes. What a checksum binds besides them (file
-//! offset, nonce of the segment, LSN) is stored in the structure itself, so that bytes which moved, or were left
-//! by an earlier use of the segment, never pass.
+//! Every structure carries the CRC-32 of its other bytes. What a checksum binds besides them (file offset,
+//! nonce of the segment, LSN) is stored in the structure itself, so that bytes which moved, or were left by
+//! an earlier use of the segment, never pass.
 //!
-//! Superblock (512 bytes, twice in each slot: at its start and 2048 bytes further on). The two slots are written in turn,
-//! so a file has two generations that follow each other, and the larger counts. A sector is not torn (S2), so a slot
-//! without a whole copy is damage, and as it may have been the newer one, the file is refused. While the first slot has
-//! generation 1 there is nothing in the database, and the second does not count:
+//! Superblock (512 bytes, twice in each slot: at its start and 2048 bytes further on). The two slots are
+//! written in turn, so a file has two generations that follow each other, and the larger counts. A sector is
+//! not torn (S2), so a slot without a whole copy is damage, and as it may have been the newer one, the file
+//! is refused. While the first slot has generation 1 there is nothing in the database, and the second does
+//! not count:
 //!
 //! | OFFSET | SIZE | FIELD |
 //! |---|---|---|

@@ -17,15 +17,16 @@
 //!
 //! L1, L2 in [`segment`], L3 to L5 in [`redo_buffer`], L6, L7 in [`stability`], and
 //!
-//! - L8: a record is visible to others only while or after its reservation exists, and the reservation is completed
-//!   only when the record is visible: once a buffer is final, everything in it is visible.
+//! - L8: a record is visible to others only while or after its reservation exists, and the reservation is
+//!   completed only when the record is visible: once a buffer is final, everything in it is visible.
 //! - L9: a superblock is written only after everything that it refers to is durable.
 //!
 //! # Concurrency
 //!
-//! Lock order: `syncing`, then `writer`, then the locks of segments and streams; `sync_call` is innermost. `syncing` is held across a sync, so that
-//! those who wait for it share the next one (group commit); `writer` is not, so that filling buffers goes on
-//! while the medium syncs.
+//! Lock order: `syncing`, then `writer`, then the ring's rotation and the locks of segments and streams;
+//! `superblock` comes before `sync_call`, which is innermost. `syncing` is held across a sync, so that those
+//! who wait for it share the next one (group commit); `writer` is not, so that filling buffers goes on while
+//! the medium syncs.
 
 pub mod address;
 pub mod compression;
@@ -67,6 +68,7 @@ pub struct LogOptions {
     pub compression: Option<i32>,
 }
 
+/// Buffers of the ring.
 const BUFFERS: usize = 8;
 /// Free segments that keep their blocks, to be reused without metadata to commit.
 const RECYCLED: usize = 2;
@@ -90,7 +92,7 @@ pub struct Log {
     superblock: Mutex<Superblock>,
     /// Called when there is a sealed buffer to write.
     wake: OnceLock<Box<dyn Fn() + Send + Sync>>,
-    /// Where replay would start after a crash now. Raised by checkpoints.
+    /// Where replay would start after a crash now. Raised by checkpoints; read as a hint.
     redo_lsn: AtomicU64,
     /// Syncs. Statistic.
     syncs: AtomicU64,
@@ -226,8 +228,8 @@ impl Log {
         Err(Error::corruption_at(self.segments.offset(number)))
     }
 
-    /// Recovery: makes the run of big values known that a record refers to, and checks that the image is there.
-    /// `false`: it never reached the medium whole.
+    /// Recovery: makes the run of big values known that a record refers to, and checks that the image is
+    /// there. `false`: it never reached the medium whole.
     ///
     /// # Errors
     /// What reading failed with.
@@ -276,16 +278,17 @@ impl Log {
         }
     }
 
-    /// Recovery: calls `each` with position, kind and body of every record of the redo tail, until it says `false`
-    /// (the record refers to something that never reached the medium), then starts the stream behind the last.
-    /// Whether the file was new.
+    /// Recovery: calls `each` with position, kind and body of every record of the redo tail, until it says
+    /// `false` (the record refers to something that never reached the medium), then starts the stream behind
+    /// the last. Whether the file was new.
     ///
     /// # Errors
     /// `Corruption` for damage to what was durable, `Io`, or what `each` returns.
     pub fn replay(&self, each: EachRecord<'_>) -> Result<bool> {
         let superblock = self.superblock();
         let (storage, segments) = (Arc::clone(&self.storage), Arc::clone(&self.segments));
-        // A new file: the superblock names segment 0 with nonce 0, which no segment has, and nothing was durable.
+        // A new file: the superblock names segment 0 with nonce 0, which no segment has, and nothing was
+        // durable.
         let fresh = superblock.generation == 1;
         let writer = if fresh {
             let open = segments.open_redo();
@@ -294,7 +297,8 @@ impl Log {
             // From here on the superblock names a redo stream: what is flushed will be found.
             self.sync()?;
             let redo = writer.position();
-            // Twice: generation 1 is gone when something can be flushed, so that it always means "nothing yet".
+            // Twice: generation 1 is gone when something can be flushed, so that it always means "nothing
+            // yet".
             for _ in 0..2 {
                 self.write_superblock(|s| Superblock { generation: s.generation + 1, redo, ..s.clone() })?;
             }
@@ -314,8 +318,9 @@ impl Log {
         Ok(fresh)
     }
 
-    /// Recovery: writes what it relies on, and nobody knows to be durable, once more to where it is. After a failed sync
-    /// the system may show bytes that it will never write by itself (L7); those of the next sync it will.
+    /// Recovery: writes what it relies on, and nobody knows to be durable, once more to where it is. After a
+    /// failed sync the system may show bytes that it will never write by itself (L7); those of the next sync
+    /// it will.
     fn write_again(&self, superblock: &Superblock, found: &redo_scan::ScannedRedo) -> Result<()> {
         for (number, end) in &found.chain {
             if *end > superblock.stable {
@@ -460,7 +465,8 @@ impl Log {
         Ok(end)
     }
 
-    /// Everything reserved before this call is visible and written, and replay could start at the position returned.
+    /// Everything reserved before this call is visible and written, and replay could start at the position
+    /// returned.
     ///
     /// # Errors
     /// What writing failed with.
@@ -471,8 +477,8 @@ impl Log {
         Ok(writer.position())
     }
 
-    /// Makes a checkpoint durable: what it refers to, then its superblock. Returns the redo segments that nothing
-    /// refers to any more.
+    /// Makes a checkpoint durable: what it refers to, then its superblock. Returns the redo segments that
+    /// nothing refers to any more.
     ///
     /// # Errors
     /// What writing failed with, then the previous checkpoint counts.
@@ -491,7 +497,7 @@ impl Log {
             ..s.clone()
         };
         self.write_superblock(next)?;
-        // Relaxed: statistic.
+        // Relaxed: a hint, see `redo_tail`.
         self.redo_lsn.store(redo.lsn.0, Ordering::Relaxed);
         Ok(self.writer().as_mut().expect("the stream is started").take_before(redo))
     }
@@ -505,8 +511,8 @@ impl Log {
         Ok(end)
     }
 
-    /// Notes in the superblock how far the stream is durable, so that from now on an earlier end is known for damage.
-    /// Nothing is written when it says so already.
+    /// Notes in the superblock how far the stream is durable, so that from now on an earlier end is known for
+    /// damage. Nothing is written when it says so already.
     ///
     /// # Errors
     /// What writing failed with.
@@ -609,7 +615,7 @@ impl Log {
 
     /// Redo bytes that would be replayed after a crash now.
     pub fn redo_tail(&self) -> u64 {
-        // Relaxed: statistic.
+        // Relaxed: a hint of when a checkpoint is due.
         self.ring().end().0 - self.redo_lsn.load(Ordering::Relaxed)
     }
 

@@ -2,14 +2,14 @@
 //!
 //! # How it works
 //!
-//! Each kind of content has an open segment of its own, because what is written together should die together: leaves
-//! as they are paged out, leaves moved by the cleaner (which live longer), and big values. Images are
+//! Each kind of content has an open segment of its own, because what is written together should die together:
+//! leaves as they are paged out, leaves moved by the cleaner (which live longer), and big values. Images are
 //! packed at multiples of 64 bytes. An image that does not fit in one segment gets a run of its own.
 //!
 //! # Concurrency
 //!
-//! A place is claimed under a mutex; bytes are written outside of it. Nothing refers to an image before its write
-//! has returned, and nothing durable before a sync that came after it.
+//! A place is claimed under a mutex; bytes are written outside of it. Nothing refers to an image before its
+//! write has returned, and nothing durable before a sync that came after it.
 
 use super::address::ImageAddr;
 use super::format::{HEADER, ImageHeader, ImageKind, SegmentHeader, SegmentKind, image_bytes};
@@ -81,8 +81,8 @@ impl PageStream {
         PageStream { storage, segments, open: Default::default() }
     }
 
-    /// Takes a run of segments and writes its header, before anybody can claim a place in it: images without a header in
-    /// front would not be found by recovery.
+    /// Takes a run of segments and writes its header, before anybody can claim a place in it: images without
+    /// a header in front would not be found by recovery.
     fn start_run(&self, stream: Stream, units: u32) -> Result<(u32, u64)> {
         let (number, nonce) = self.segments.open_page(stream.kind(), units);
         let header = SegmentHeader {

@@ -53,8 +53,8 @@ impl Records {
         !self.partial.is_empty()
     }
 
-    /// Takes the next bytes of the stream and calls `each` with position, kind and body of every whole record, until
-    /// it says `false`: then the position of that record, at which the stream ends.
+    /// Takes the next bytes of the stream and calls `each` with position, kind and body of every whole
+    /// record, until it says `false`: then the position of that record, at which the stream ends.
     ///
     /// # Errors
     /// A length that no record has, or what `each` returns.

@@ -3,20 +3,22 @@
 //! # How it works
 //!
 //! A reservation is one CAS on the header of the current buffer, which adds the record's length and one
-//! writer. Filling needs no lock, as ranges are disjoint. Completing takes the writer off. A buffer that is full,
-//! or that somebody wants on the medium, is *sealed*: its header takes no more reservations, and a
-//! new buffer becomes current. When the last writer of a sealed buffer has left, its bytes are final and
-//! are written out in order. A record longer than a buffer gets one of its own, sealed from the start.
+//! writer. Filling needs no lock, as ranges are disjoint. Completing takes the writer off. A buffer that is
+//! full, or that somebody wants on the medium, is *sealed*: its header takes no more reservations, and a new
+//! buffer becomes current. When the last writer of a sealed buffer has left, its bytes are final and are
+//! written out in order. A record longer than a buffer gets one of its own, sealed from the start.
 //!
 //! # States of a buffer
 //!
 //! ```text
-//! empty --rotate--> open --seal (rotate)--> sealed --last complete--> final --drained--> empty
+//! empty --open--> open --seal--> sealed --last leave--> final --drained--> empty
+//!   \--------- reserve_oversized -------^
 //! ```
 //!
 //! # Invariants
 //!
-//! - L3: a byte of a buffer is written only by the reservation it belongs to, and read only when the buffer is final.
+//! - L3: a byte of a buffer is written only by the reservation it belongs to, and read only when the buffer
+//!   is final.
 //! - L4: buffers are contiguous: the LSN at which one ends is the base of the next.
 //! - L5: a buffer becomes current again only after it was drained.
 //!
@@ -74,8 +76,9 @@ struct Buffer {
     watches: Watches,
 }
 
-// SAFETY: `bytes` is shared as L3 says: disjoint ranges while open, read-only when final, replaced only while
-// nobody can reserve (under the rotation mutex, between drained and current).
+// SAFETY: `bytes` is shared as L3 says: disjoint ranges while there are writers, read-only when final. The
+// boxed slice is replaced only between final and current, when nobody can reserve in it: by `drained` before
+// it says that the buffer is, or by `reserve_oversized` after that, under the rotation mutex.
 unsafe impl Sync for Buffer {}
 
 /// The ring.
@@ -141,6 +144,7 @@ impl Ring {
             })
         };
         let buffers: Box<[_]> = (0..count).map(|_| buffer()).collect();
+        // Relaxed, Release: nobody else has the ring yet; as in `open`.
         buffers[0].base.store(start.0, Ordering::Relaxed);
         buffers[0].header.store(0, Ordering::Release);
         Ring {
@@ -165,7 +169,8 @@ impl Ring {
             return self.reserve_oversized(len);
         }
         loop {
-            // Acquire: pairs with the Release in `rotate`, so base and header are those of this buffer or a later one.
+            // Acquire: pairs with the Release in `open`, so base and header are those of this buffer or a
+            // later one.
             let sequence = self.current.load(Ordering::Acquire);
             let buffer = self.buffer(sequence);
             // Relaxed: the CAS below orders.
@@ -177,8 +182,8 @@ impl Ring {
                 continue;
             }
             let claimed = seen.with_writer(len);
-            // Acquire: pairs with the Release store in `rotate` that opened the buffer, so its base is seen, even
-            // when it was recycled since `sequence` was read. Failure: looked at again.
+            // Acquire: pairs with the Release store in `open`, so the buffer's base is seen, even when it was
+            // recycled since `sequence` was read. Relaxed on failure: looked at again.
             let swap =
                 buffer.header.compare_exchange_weak(seen.0, claimed.0, Ordering::Acquire, Ordering::Relaxed);
             if swap.is_ok() {
@@ -220,7 +225,7 @@ impl Ring {
     /// Under the rotation mutex: closes a buffer to reservations and returns where it ends (L4).
     fn seal(&self, sequence: u64) -> Lsn {
         let buffer = self.buffer(sequence);
-        // AcqRel: ends the sequence of reservations; their bytes are ordered by `complete`.
+        // AcqRel: no pair is relied on, as rotations are ordered by the mutex and bytes by `leave`.
         let before = Header(buffer.header.fetch_or(SEALED, Ordering::AcqRel));
         debug_assert!(!before.sealed(), "a buffer is sealed once");
         // Relaxed: written under the rotation mutex.
@@ -246,8 +251,8 @@ impl Ring {
         }
         let lsn = self.seal(sequence);
         let buffer = self.buffer(sequence + 1);
-        // SAFETY: drained and not current, so nobody has a reservation in it or reads it (L3, L5); the rotation
-        // mutex keeps everybody else from opening it.
+        // SAFETY: drained and not current, so nobody has a reservation in it or reads it (L3, L5); the
+        // rotation mutex keeps everybody else from opening it.
         unsafe { *buffer.bytes.get() = zeros(len) };
         // Relaxed: the header's Release publishes it.
         buffer.base.store(lsn.0, Ordering::Relaxed);
@@ -264,11 +269,14 @@ impl Ring {
             // Acquire: pairs with the Release in `open`.
             let sequence = self.current.load(Ordering::Acquire);
             let buffer = self.buffer(sequence);
-            // Acquire: pairs with the CAS of any reservation whose caller returned before we were called.
+            // Acquire: pairs with the Release in `open`, which the CASes of reservations continue, so the
+            // base is of this use of the buffer or a later one. Reservations made before the call are seen,
+            // by coherence.
             let header = Header(buffer.header.load(Ordering::Acquire));
+            // Relaxed: ordered by the Acquire above and the fence below.
             let base = Lsn(buffer.base.load(Ordering::Relaxed));
-            // Acquire: keeps the look at `current` behind those at the fields, which are of one buffer only if it is
-            // current still.
+            // Acquire: keeps the look at `current` behind those at the fields, which are of one buffer only
+            // if it is current still.
             fence(Ordering::Acquire);
             if !header.sealed() && self.current.load(Ordering::Acquire) == sequence {
                 return base.plus(header.used() as u64);
@@ -282,6 +290,7 @@ impl Ring {
     pub fn seal_current(&self) -> Option<u64> {
         // Acquire: pairs with the Release in `open`.
         let sequence = self.current.load(Ordering::Acquire);
+        // Acquire: pairs as in `end`.
         let header = Header(self.buffer(sequence).header.load(Ordering::Acquire));
         if !header.sealed() && header.used() == 0 {
             return Some(sequence);
@@ -295,8 +304,8 @@ impl Ring {
         self.current.load(Ordering::Acquire)
     }
 
-    /// Waits for the writers of a sealed buffer and returns its bytes. Only the holder of the log's writer lock calls
-    /// this, with the first sequence number that is not drained.
+    /// Waits for the writers of a sealed buffer and returns its bytes. Only the holder of the log's writer
+    /// lock calls this, with the first sequence number that is not drained.
     pub fn take_final(&self, sequence: u64) -> Final<'_> {
         let buffer = self.buffer(sequence);
         let backoff = Backoff::new();
@@ -327,7 +336,8 @@ impl Ring {
     /// The bytes of buffer `sequence` are written out. Only the holder of the log's writer lock calls this.
     pub fn drained(&self, sequence: u64) {
         let buffer = self.buffer(sequence);
-        // SAFETY: final (`take_final` came before), and its only reader is our caller, which is done.
+        // SAFETY: final (`take_final` came before), its only reader is our caller, which is done, and not yet
+        // drained, so that nobody can reserve in it (L5).
         let bytes = unsafe { &mut *buffer.bytes.get() };
         if bytes.len() != self.capacity {
             *bytes = zeros(self.capacity);
@@ -371,8 +381,8 @@ impl Reservation<'_> {
     #[inline]
     pub fn bytes(&mut self) -> &mut [u8] {
         self.buffer.watches.written(self.start..self.start + self.len);
-        // SAFETY: a reservation has its range to itself while it lives (L3); the boxed slice is not replaced while
-        // the buffer has a writer (L5).
+        // SAFETY: a reservation has its range to itself while it lives (L3); the boxed slice is not replaced
+        // while the buffer has a writer (L5).
         let bytes = unsafe { &*self.buffer.bytes.get() };
         let start = UnsafeCell::raw_get(bytes.as_ptr());
         // SAFETY: the range lies within the buffer, as `reserve` checked.

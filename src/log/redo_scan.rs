@@ -2,13 +2,13 @@
 //!
 //! # How it works
 //!
-//! From the redo position on, blocks are read until one is not whole. If the next segment of the chain starts at
-//! exactly that LSN, the stream goes on there (the segment was full, or an earlier recovery ended it). Otherwise the
-//! stream ends, and the question is whether it should. Every block says what was durable when it was sealed, and
-//! so does the superblock: if any whole block further on in this segment or in the chain, or the
-//! superblock, knows of a stable LSN past the end, then a durable block is damaged and opening fails. If none does,
-//! nothing that was acknowledged is missing: a torn tail. A record that refers to an image which is not there
-//! ends the stream in the same way.
+//! From the redo position on, blocks are read until one is not whole. If the next segment of the chain starts
+//! at exactly that LSN, the stream goes on there (the segment was full, or an earlier recovery ended it).
+//! Otherwise the stream ends, and the question is whether it should. Every block says what was durable when
+//! it was sealed, and so does the superblock: if any whole block further on in this segment or in the chain,
+//! or the superblock, knows of a stable LSN past the end, then a durable block is damaged and opening fails.
+//! If none does, nothing that was acknowledged is missing: a torn tail. A record that refers to an image
+//! which is not there ends the stream in the same way.
 
 use super::format::{BlockHeader, SECTOR, SegmentHeader, SegmentKind};
 use super::record::{EachRecord, Records};
@@ -39,7 +39,8 @@ struct Scan<'a> {
 }
 
 impl Scan<'_> {
-    /// The bytes of a segment, as far as the file goes, and its header if it is the redo segment of that nonce.
+    /// The bytes of a segment, as far as the file goes, and its header if it is the redo segment of that
+    /// nonce.
     fn load(&self, (number, nonce): (u32, u64)) -> Result<Option<(SegmentHeader, Vec<u8>)>> {
         let bytes = self.bytes(number)?;
         let header = SegmentHeader::decode(&bytes, number);

@@ -2,15 +2,15 @@
 //!
 //! # How it works
 //!
-//! A redo segment's header names the segment that comes next and its nonce, chosen before there is anything in
-//! it; recovery follows this chain and never searches. When a segment is opened for little (somebody flushes
-//! often) and has no blocks on the medium, it is filled with zeros first, so that the syncs to come have no
-//! metadata to commit.
+//! A redo segment's header names the segment that comes next and its nonce, chosen before there is anything
+//! in it; recovery follows this chain and never searches. When a segment is opened for little (somebody
+//! flushes often) and has no blocks on the medium, it is filled with zeros first, so that the syncs to come
+//! have no metadata to commit.
 //!
 //! # Concurrency
 //!
-//! One writer, behind the lock of [`super::Log`]. A write that failed leaves it where it was: the next attempt writes
-//! the same block to the same place.
+//! One writer, behind the lock of [`super::Log`]. A write that failed leaves it where it was: the next
+//! attempt writes the same block to the same place.
 
 use super::format::{BlockHeader, HEADER, SECTOR, SegmentHeader, SegmentKind, block_bytes};
 use super::redo_scan::ScannedRedo;
@@ -40,11 +40,13 @@ pub struct RedoWriter {
     offset: usize,
     /// LSN of the next block.
     lsn: Lsn,
+    /// Number and nonce of the segment after the open one, which its header names.
     next: (u32, u64),
     /// The open segment starts at a record, whatever came before.
     fresh: bool,
     /// The last segment of the recovered chain, which is to name the open one.
     link: Option<SegmentHeader>,
+    /// Segments behind the open one that the redo tail is in, oldest first.
     full: VecDeque<Full>,
     /// Scratch for one block.
     block: Vec<u8>,
@@ -66,8 +68,8 @@ impl RedoWriter {
         let mut writer = RedoWriter::new(storage, segments, (0, 0), found.end);
         let full = found.chain.iter().map(|(number, end)| Full { number: *number, end: *end });
         writer.full = full.collect();
-        // Whatever segment comes next gets a nonce of its own: blocks from before a crash may be left in the one
-        // that the header names, and would fit.
+        // Whatever segment comes next gets a nonce of its own: blocks from before a crash may be left in the
+        // one that the header names, and would fit.
         writer.link = Some(found.last);
         match found.resume {
             Some(offset) => {
@@ -97,6 +99,9 @@ impl RedoWriter {
     }
 
     /// Writes the header of the open segment if it is not there; `pending` bytes are about to follow.
+    ///
+    /// # Errors
+    /// What writing failed with; calling again writes the same.
     pub fn start_segment(&mut self, pending: usize) -> Result<()> {
         if self.offset > 0 {
             return Ok(());
@@ -158,7 +163,8 @@ impl RedoWriter {
         }
     }
 
-    /// Redo segments that end at or before a redo position, and do not have it; they are the caller's to drain.
+    /// Redo segments that end at or before a redo position, and do not have it; they are the caller's to
+    /// drain.
     pub fn take_before(&mut self, redo: RedoPosition) -> Vec<u32> {
         let mut gone = Vec::new();
         // A position may be at the very end of a segment, which replay then starts in.

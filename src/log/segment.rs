@@ -3,16 +3,18 @@
 //! # States
 //!
 //! ```text
-//! free --redo/page--> open --seal--> sealed --drain--> draining --release--> free --give_back--> (no blocks)
-//!                                      (live = 0 when a checkpoint that is now durable began)
+//! free --open_page--> open --seal--> sealed --drain--> draining --release--> free --give_back--> (no blocks)
+//!   |                                  (live = 0 when a checkpoint that is now durable began)
+//!   \----open_redo--> redo --drain--> draining       (it ends at or before the redo LSN of that checkpoint)
+//! unknown --adopt_page, adopt_redo, end_recovery--> sealed, redo, free                  (recovery)
 //! ```
 //!
 //! # Invariants
 //!
-//! - L1: a segment is written only while it is open, and opened anew only after a checkpoint that refers to none of
-//!   its bytes is durable and every guard that could have read an address in it has ended.
-//! - L2: `live` of a segment is never below the bytes that the durable directory and the redo tail refer to. It
-//!   may be above for big values after a crash; cleaning a segment finds out.
+//! - L1: a segment is written only while it is open, and opened anew only after a checkpoint that refers to
+//!   none of its bytes is durable and every guard that could have read an address in it has ended.
+//! - L2: `live` of a segment is never below the bytes that the durable directory and the redo tail refer to.
+//!   It may be above for big values after a crash; cleaning a segment finds out.
 //!
 //! # Concurrency
 //!
@@ -33,22 +35,17 @@ const FAR: usize = 64;
 enum State {
     /// Recovery has not found out yet; not taken for anything new.
     Unknown,
-    /// `written`: has blocks on the medium. `asked`: the medium was asked to take them back and would not.
-    Free {
-        written: bool,
-        asked: bool,
-    },
-    Redo {
-        written: bool,
-    },
+    /// `written`: has blocks on the medium. `asked`: the medium was asked to take them back, whether or not
+    /// it did.
+    Free { written: bool, asked: bool },
+    /// Of the redo stream. `written`: had blocks on the medium when it was taken.
+    Redo { written: bool },
     /// The head of a run of `units` segments.
     Page(Page),
     /// In a run, not its head.
     Tail,
-    Draining {
-        nonce: u64,
-        units: u32,
-    },
+    /// Nothing durable refers to it; readers may have an address in it.
+    Draining { nonce: u64, units: u32 },
 }
 
 /// A run of segments that holds images.
@@ -75,6 +72,7 @@ pub struct Page {
 #[derive(Debug, Default)]
 struct Inner {
     states: Vec<State>,
+    /// Numbers of those whose state is `Free`.
     free: BTreeSet<u32>,
     /// Deaths of big values while a checkpoint lists pages, (head, bytes); `None` = no checkpoint does.
     deferred: Option<Vec<(u32, u64)>>,
@@ -130,7 +128,8 @@ impl Segments {
         self.inner.lock()
     }
 
-    /// Takes `units` neighbouring free segments, growing the file when there are none; whether the first has blocks.
+    /// Takes `units` neighbouring free segments, growing the file when there are none; whether the first has
+    /// blocks.
     fn take(inner: &mut Inner, units: u32) -> (u32, bool) {
         let mut run = (0, 0);
         let mut found = None;
@@ -204,8 +203,8 @@ impl Segments {
         }
     }
 
-    /// Notes that an image of `bytes` was appended to the run of `number`, and is live. `hold`: it is about to be referred
-    /// to, and the cleaner must not take it for dead until [`Self::let_go`].
+    /// Notes that an image of `bytes` was appended to the run of `number`, and is live. `hold`: it is about
+    /// to be referred to, and the cleaner must not take it for dead until [`Self::let_go`].
     pub fn add(&self, number: u32, bytes: u64, hold: bool) {
         // Relaxed: statistic.
         self.appended.fetch_add(bytes, Ordering::Relaxed);
@@ -328,7 +327,8 @@ impl Segments {
         pages
     }
 
-    /// The checkpoint is durable: nothing refers to these any more, but for readers that still have an address.
+    /// The checkpoint is durable: nothing refers to these any more, but for readers that still have an
+    /// address.
     pub fn drain(&self, numbers: &[u32]) {
         let mut inner = self.inner();
         for number in numbers {
@@ -481,8 +481,8 @@ impl Segments {
         page.used = page.used.max(end - start);
     }
 
-    /// Recovery begins: until [`Self::end_recovery`] nothing below `end` is taken that was not adopted, because the redo
-    /// tail may refer to it.
+    /// Recovery begins: until [`Self::end_recovery`] nothing below `end` is taken that was not adopted,
+    /// because the redo tail may refer to it.
     pub fn begin_recovery(&self, end: u32) {
         let mut inner = self.inner();
         Self::reach(&mut inner, end);

@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! - L6: every byte of the redo stream below the stable LSN, and every image it refers to, was written before a
-//!   sync that succeeded.
+//! - L6: every byte of the redo stream below the stable LSN, and every image it refers to, was written before
+//!   a sync that succeeded.
 //! - L7: after a sync failed, what the medium holds is unknown; no later sync is trusted and nothing is
 //!   acknowledged until the file is opened again.
 
@@ -34,7 +34,7 @@ impl Stability {
         Lsn(self.stable.load(Ordering::Acquire))
     }
 
-    /// A sync that succeeded covered everything below `lsn`.
+    /// A sync that succeeded covered everything below `lsn`, so that it is durable (S1, L6).
     pub fn raise(&self, lsn: Lsn) {
         // Release: pairs with the Acquire in `stable`.
         self.stable.fetch_max(lsn.0, Ordering::Release);
@@ -47,6 +47,8 @@ impl Stability {
         let _ = self.poison.set(error);
     }
 
+    /// Whether the log may still be written.
+    ///
     /// # Errors
     /// The first fatal error, if there was one.
     #[inline]

@@ -3,8 +3,8 @@
 //! # How it works
 //!
 //! 1. *Fence*: everything reserved so far is visible and its LSNs end at the redo LSN of this checkpoint.
-//! 2. The caller, who knows the trees, goes through all leaves in key order. A leaf with a change before the redo LSN
-//!    that is in no image gets one ([`PageCache::settle`]); its address goes into the directory.
+//! 2. The caller, who knows the trees, goes through all leaves in key order. A leaf with a change before the
+//!    redo LSN that is in no image gets one ([`PageCache::settle`]); its address goes into the directory.
 //! 3. The directory's root is written, everything is synced, and the superblock makes it count.
 //! 4. What the old checkpoint referred to and this one does not is freed once no reader can have its address.
 //!
@@ -38,6 +38,7 @@ pub struct CheckpointBuilder {
     chunks: Vec<ImageAddr>,
     /// Leaf images that no page owns.
     orphans: Vec<ImageAddr>,
+    /// Largest chunk that fits in a segment, bytes.
     chunk: usize,
 }
 
@@ -47,8 +48,7 @@ impl CheckpointBuilder {
         self.redo.lsn
     }
 
-    /// A tree; its leaves follow in key order.
-    /// `big`: it may have big values.
+    /// A tree; its leaves follow in key order. `big`: it may have big values.
     pub fn tree(&mut self, id: u32, big: bool, name: &[u8]) {
         self.encoder.tree(id, big, name);
     }
@@ -89,8 +89,8 @@ impl<P: Page> PageCache<P> {
         Ok(())
     }
 
-    /// Makes sure that the leaf in `frame` has an image with every change before the redo LSN, and returns its
-    /// address. Under the maintenance lock.
+    /// Makes sure that the leaf in `frame` has an image with every change before the redo LSN, and returns
+    /// its address. Under the maintenance lock.
     ///
     /// # Errors
     /// What writing or reading failed with.
@@ -122,8 +122,8 @@ impl<P: Page> PageCache<P> {
         };
         let new = FrameRef::create_with(self.arena(), new, &deltas);
         if !self.table().swap(pid, Word::resident(frame), Word::resident(new)) {
-            // Somebody consolidated or split the page meanwhile, and it keeps its own image. This one is what the
-            // directory needs, and belongs to it.
+            // Somebody consolidated or split the page meanwhile, and it keeps its own image. This one is what
+            // the directory needs, and belongs to it.
             self.discard(new);
             builder.orphans.push(image);
             return Ok(image);

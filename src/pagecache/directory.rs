@@ -2,8 +2,8 @@
 //!
 //! # Format
 //!
-//! The directory is one stream of items, cut into chunk images anywhere; the root image lists the chunks. Integers are
-//! little-endian, `varint` is LEB128 of at most 10 bytes.
+//! The directory is one stream of items, cut into chunk images anywhere; the root image lists the chunks.
+//! Integers are little-endian, `varint` is LEB128 of at most 10 bytes.
 //!
 //! Items: a tag byte, then
 //!

@@ -2,13 +2,13 @@
 //!
 //! # How it works
 //!
-//! The hand goes round the PIDs. A frame that was used since it last came by loses its mark and stays. Otherwise it
-//! is frozen; when its image is current it is swapped for the address, and when not it is folded, and the folded
-//! images of a batch are written with few calls before they are swapped in. A writer that meets a frozen frame
-//! replaces it, and then the swap fails and the page, evidently in use, stays.
+//! The hand goes round the PIDs. A frame that was used since it last came by loses its mark and stays.
+//! Otherwise it is frozen; when its image is current it is swapped for the address, and when not it is
+//! folded, and the folded images of a batch are written with few calls before they are swapped in. A writer
+//! that meets a frozen frame replaces it, and then the swap fails and the page, evidently in use, stays.
 //!
-//! Memory that the epoch has not given back yet is not counted as in use here, or the hand would throw out the whole
-//! cache while one reader sleeps; the hard limit of [`PageCache::over_hard_limit`] counts it.
+//! Memory that the epoch has not given back yet is not counted as in use here, or the hand would throw out
+//! the whole cache while one reader sleeps; the hard limit of [`PageCache::over_hard_limit`] counts it.
 //!
 //! # References
 //!
@@ -26,7 +26,8 @@ use std::sync::atomic::Ordering;
 const BATCH: usize = 32;
 /// Memory past the capacity at which foreground writers help and wait, bytes.
 const SLACK: u64 = 4 << 20;
-/// How much memory must grow, after eviction could not get below the capacity, before it is tried again, bytes.
+/// How much memory must grow, after eviction could not get below the capacity, before it is tried again,
+/// bytes.
 const STUCK_STEP: u64 = 256 << 10;
 /// PIDs looked at under one guard and one hold of the maintenance lock.
 const STRIDE: usize = 1024;
@@ -48,8 +49,8 @@ impl<P: Page> PageCache<P> {
         self.arena().in_use().saturating_sub(self.limit())
     }
 
-    /// The capacity, or what could not be evicted when that was tried last (inner nodes, pages in use) and a little
-    /// more: trying again for every operation would help nobody.
+    /// The capacity, or what could not be evicted when that was tried last (inner nodes, pages in use) and a
+    /// little more: trying again for every operation would help nobody.
     #[inline]
     fn limit(&self) -> u64 {
         // Relaxed: a hint.
@@ -67,8 +68,8 @@ impl<P: Page> PageCache<P> {
         (self.options.capacity / 32).min(4 << 20)
     }
 
-    /// Evicts until memory in use is `margin` below the capacity, or the hand went round twice.
-    /// Holds the maintenance lock for one stride at a time. `link` sees to it that a leaf's right sibling can be found
+    /// Evicts until memory in use is `margin` below the capacity, or the hand went round twice. Holds the
+    /// maintenance lock for one stride at a time. `link` sees to it that a leaf's right sibling can be found
     /// without it, or says that it cannot.
     ///
     /// # Errors

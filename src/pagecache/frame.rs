@@ -1,24 +1,25 @@
 //! Frames: resident pages, an immutable base image and an append-only array of delta slots.
 //!
+//! # States
+//!
+//! ```text
+//! open --publish--> open ... --16th publish--> frozen --replace--> retired --epoch, discard--> freed
+//!   \------------------- freeze (CAS SEAL) ------^
+//! ```
+//!
 //! # Format
 //!
 //! One arena block: header (64 bytes), slots (leaf frames only, 16 words), base image.
 //! A slot word is `fingerprint << 48 | address of a delta record`, 0 when empty, or `SEAL`.
 //!
-//! # States
-//!
-//! ```text
-//! open --publish--> open ... --16th publish--> frozen --replace--> retired --epoch--> freed
-//!   \------------------- freeze (CAS SEAL) ------^
-//! ```
-//!
 //! # Invariants
 //!
 //! - P1: slots fill in order; the first empty slot is the only one a CAS may change.
 //! - P2: once no slot is empty, or `SEAL` is in one, no slot ever changes again.
-//! - P3: a frame is replaced in the mapping table only after it is frozen, so a publish that
+//! - P3: a leaf's frame is replaced in the mapping table only after it is frozen, so a publish that
 //!   succeeds was made on the current frame of its page.
-//! - P4: a published delta is freed only together with the frame that replaced its frame's epoch.
+//! - P4: a published delta is freed only together with its frame, and that only when every guard has ended that was
+//!   pinned before the frame left the mapping table.
 //!
 //! # Concurrency
 //!
@@ -72,12 +73,14 @@ struct Header {
     kind: FrameKind,
     /// The base holds only changes to the image at `disk`. Written by the constructor only.
     overlay: bool,
-    /// 1 = used since the eviction hand last came by; `HELD` = the hand is to keep off. Relaxed statistic.
+    /// 1 = used since the eviction hand last came by; `HELD` = the hand is to keep off. Any thread; relaxed.
     clock: AtomicU8,
+    /// Bytes of the base image. Written by the constructor only.
     base_len: u32,
     /// The page's newest image, 0 = none. Written by the constructor only.
     disk: u64,
     /// Smallest LSN of a change that is in the base and not in the image; MAX = the base equals the image.
+    /// Written by the constructor only.
     first_lsn: u64,
     /// The tree of the page. Written by the constructor only.
     tree: u32,
@@ -111,6 +114,7 @@ pub struct NewFrame<'a> {
 
 #[repr(C)]
 struct DeltaHeader {
+    /// Written by `set_lsn`, before the record is published.
     lsn: AtomicU64,
     key_len: u32,
     value_len: u32,
@@ -439,7 +443,7 @@ impl<'g> FrameRef<'g> {
         delta: NewDelta<'a>,
     ) -> (Published, Option<NewDelta<'a>>) {
         let Some(slot) = self.slots().get(i) else { return (Published::Frozen, Some(delta)) };
-        // AcqRel: Release publishes the record to the Acquire loads in `used` and `delta`;
+        // AcqRel: Release publishes the record to the Acquire loads in `used`, `look` and `delta`;
         // Acquire on failure lets the caller look at the winner.
         match slot.compare_exchange(0, delta.word(fingerprint), Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => {
@@ -454,7 +458,7 @@ impl<'g> FrameRef<'g> {
     /// Closes the frame to deltas (P2) and returns how many it has.
     pub fn freeze(self) -> usize {
         for (i, slot) in self.slots().iter().enumerate() {
-            // AcqRel: as in `publish`, of which this is the competitor.
+            // AcqRel: as in `publish`, of which this is the competitor. Acquire on failure: the winner's record is read.
             match slot.compare_exchange(0, SEAL, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) | Err(SEAL) => return i,
                 Err(_) => {}
@@ -565,7 +569,7 @@ impl<'g> FrameRef<'g> {
     /// Frees a frame that nobody else can reach: it never was in the mapping table, or it left it and its epoch
     /// is over.
     pub fn discard(self, arena: &Arena) {
-        // SAFETY: as the callers, all in this layer, keep P5.
+        // SAFETY: what the callers keep, as said above: nobody else can reach it any more (P5).
         unsafe { self.free(arena) };
     }
 
@@ -578,6 +582,7 @@ impl<'g> FrameRef<'g> {
         if self.kind() == FrameKind::Leaf {
             let (used, _) = self.used();
             for i in 0..used {
+                // Acquire: pairs with the CAS in `publish`.
                 let word = self.slots()[i].load(Ordering::Acquire);
                 let d = self.delta(i);
                 let size = DELTA_HEADER + d.key.len() + d.value.len();

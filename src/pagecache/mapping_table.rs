@@ -3,21 +3,26 @@
 //! # How it works
 //!
 //! Words live in buckets that double in size, so the table grows without moving a word and a look-up is a bit
-//! count and two loads. A bucket is allocated when its first PID is; the memory of a large one is touched only
-//! as its words are used.
-//!
-//! # Format of a word
-//!
-//! Two tag bits on top: `00` = address of a resident frame, its lowest bit set while the page is being merged into its
-//! left sibling; `01` = address of the page's image; `10` = PID of the page that this one was merged into. 0 = free.
+//! count and two loads. A bucket is allocated when its first PID is; the memory of a large one is touched
+//! only as its words are used.
 //!
 //! # States of a page
 //!
 //! ```text
-//! free --allocate, publish--> resident <--fault in / page out--> image
-//!                                | claim_merge
-//!                             merging --finish_merge--> redirect --epoch--> free
+//! free --allocate--> resident --evict_page, page_out--> image --fault_in--> resident
+//!                     |   ^
+//!               claim |   | unclaim
+//!                     v   |
+//!                    merging --redirect--> redirect --retire_pid, epoch--> free
 //! ```
+//!
+//! A resident page stays resident when its frame is replaced, and `move_image` changes the image in either state.
+//!
+//! # Format of a word
+//!
+//! Two tag bits on top: `00` = address of a resident frame, its lowest bit set while the page is being merged
+//! into its left sibling; `01` = address of the page's image; `10` = PID of the page that this one was merged
+//! into. 0 = free.
 //!
 //! # Invariants
 //!
@@ -26,7 +31,8 @@
 //!
 //! # Concurrency
 //!
-//! Words change by CAS only. `get` takes no lock. PIDs are handed out under a mutex, which is rare: once a split, not once a write.
+//! Words that anybody else can change are changed by CAS only. `load` takes no lock. PIDs are handed out
+//! under a mutex, which is rare: once a split, not once a write.
 
 #![allow(unsafe_code)]
 
@@ -168,7 +174,9 @@ impl MappingTable {
     /// Changes the word of a page if it is still `from`.
     #[must_use]
     pub fn swap(&self, pid: u32, from: Word, to: Word) -> bool {
-        // AcqRel: Release publishes the frame to `load`; Acquire orders what the caller frees behind it.
+        // AcqRel: Release pairs with the Acquire in `load`, which sees the frame whole; Acquire pairs with
+        // the Release of whoever set `from`, and orders what the caller frees behind it. Acquire on failure:
+        // not relied on.
         self.get(pid).compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 

@@ -2,21 +2,22 @@
 //!
 //! # How it works
 //!
-//! A page is a word in the [`mapping_table`]: the address of a resident [`frame`], or of its image in
-//! the page stream. Frames are replaced by CAS on the word and retired through the epoch; eviction writes what has no
-//! image and swaps the frame for its address; the next access faults it in.
+//! A page is a word in the [`mapping_table`]: the address of a resident [`frame`], or of its image in the
+//! page stream. Frames are replaced by CAS on the word and retired through the epoch; eviction writes what
+//! has no image and swaps the frame for its address; the next access faults it in.
 //!
 //! # Invariants
 //!
 //! P1 to P4 are stated, and kept, in [`frame`], P5 in [`mapping_table`], and
 //!
 //! - P6: the image at `disk` of a page's frame, or in its word, is live and has exactly one owner: that page.
-//! - P7: pages are evicted, moved and merged only by the holder of the maintenance lock; anybody may replace a frame
-//!   by one with the same content, split a page, or fault one in.
+//! - P7: pages are evicted, moved and merged only by the holder of the maintenance lock; anybody may replace
+//!   a frame by one with the same content, split a page, or fault one in.
 //!
 //! # Concurrency
 //!
-//! Reads and writes take no lock. The maintenance lock is held for one bounded step at a time.
+//! Reads and writes of resident pages take no lock but, for a moment, those of the arena. The maintenance
+//! lock is held for one bounded step at a time.
 
 pub mod arena;
 mod checkpoint;
@@ -68,7 +69,7 @@ pub struct Folded {
 /// What the layer is told when it is opened.
 #[derive(Clone, Debug)]
 pub struct CacheOptions {
-    /// Bytes of memory for frames, deltas and tables.
+    /// Bytes of memory for frames and deltas; tables and the buffers of the log come on top.
     pub capacity: u64,
 }
 
@@ -103,7 +104,8 @@ struct Shared {
 }
 
 impl Shared {
-    /// Replaces the frozen frame `old` of a page by `new`; `false`: somebody else did, and `new` is gone.
+    /// Replaces the frame `old` of a page, frozen if it is a leaf's (P3), by `new`; `false`: somebody else
+    /// did, and `new` is gone.
     fn replace(self: &Arc<Self>, pid: u32, old: FrameRef<'_>, new: FrameRef<'_>, guard: &Guard) -> bool {
         if !self.table.swap(pid, Word::resident(old), Word::resident(new)) {
             new.discard(&self.arena);
@@ -124,9 +126,9 @@ impl Shared {
         });
     }
 
-    /// The image of a page is `to` from now on, where it was `from`, whether the page is in memory or not; whether it was.
-    /// Under the maintenance lock. A frame never changes its image: it is replaced by one like it, so that whoever
-    /// builds another from it meanwhile fails to install that (P6).
+    /// The image of a page is `to` from now on, where it was `from`, whether the page is in memory or not;
+    /// whether it was. Under the maintenance lock. A frame never changes its image: it is replaced by one
+    /// like it, so that whoever builds another from it meanwhile fails to install that (P6).
     fn move_image(self: &Arc<Self>, pid: u32, from: ImageAddr, to: ImageAddr, guard: &Guard) -> bool {
         loop {
             match self.table.load(pid, guard) {
@@ -164,7 +166,8 @@ pub struct PageCache<P> {
     maintenance: Mutex<u64>,
     /// Memory in use that eviction did not get below, and a step more; 0 = it did.
     stuck: AtomicU64,
-    /// Images of the durable directory, and leaf images that only it refers to: they die when the next one is durable.
+    /// Images of the durable directory, and leaf images that only it refers to: they die when the next one is
+    /// durable.
     directory: Mutex<Vec<ImageAddr>>,
     /// What happened so far.
     pub counters: CacheCounters,
@@ -207,6 +210,8 @@ impl<P: Page> PageCache<P> {
         self.log.reserve(len)
     }
 
+    /// Whether anything may still be written.
+    ///
     /// # Errors
     /// The first fatal error.
     pub fn check(&self) -> Result<()> {
@@ -257,7 +262,8 @@ impl<P: Page> PageCache<P> {
         frame.discard(self.arena());
     }
 
-    /// Replaces the frozen frame `old` of a page by `new`; `false`: somebody else did, and `new` is gone.
+    /// Replaces the frame `old` of a page, frozen if it is a leaf's (P3), by `new`; `false`: somebody else
+    /// did, and `new` is gone.
     pub fn replace(&self, pid: u32, old: FrameRef<'_>, new: FrameRef<'_>, guard: &Guard) -> bool {
         self.shared.replace(pid, old, new, guard)
     }
@@ -360,8 +366,8 @@ impl<P: Page> PageCache<P> {
         self.log.segments().let_go(image.offset());
     }
 
-    /// Images in a sealed segment, by their headers; `None`: some of them are still to be referred to. Under the
-    /// maintenance lock, so that leaves are in their places.
+    /// Images in a sealed segment, by their headers; `None`: some of them are still to be referred to. Under
+    /// the maintenance lock, so that leaves are in their places.
     ///
     /// # Errors
     /// What reading failed with.
@@ -496,8 +502,8 @@ impl<P: Page> PageCache<P> {
         self.log.adopt_big(image, nonce)
     }
 
-    /// Moves the image of a page if it is still `from`: appends it elsewhere, and has the page own the new one. Under the
-    /// maintenance lock.
+    /// Moves the image of a page if it is still `from`: appends it elsewhere, and has the page own the new
+    /// one. Under the maintenance lock.
     ///
     /// # Errors
     /// What writing failed with.
@@ -546,7 +552,8 @@ impl<P: Page> PageCache<P> {
         Ok((header, raw, payload))
     }
 
-    /// Bytes counted against the capacity.
+    /// Bytes of frames and deltas, which the capacity bounds, and of tables and the log's buffers, which it
+    /// does not.
     pub fn memory(&self) -> u64 {
         self.arena().allocated() + self.table().bytes() + self.log.memory()
     }

@@ -2,9 +2,9 @@
 //!
 //! # How it works
 //!
-//! The code is the layer's own, over a table and an arena without a log. The epoch is crossbeam's, which takes part in the
-//! model when it is built with `--cfg crossbeam_loom`; each thread registers with a collector of the
-//! model, as the global one would outlive an interleaving.
+//! The code is the layer's own, over a table and an arena without a log. The epoch is crossbeam's, which
+//! takes part in the model when it is built with `--cfg crossbeam_loom`; each thread registers with a
+//! collector of the model, as the global one would outlive an interleaving.
 
 use super::{Arc, FrameKind, FrameRef, Guard, ImageAddr, Lsn, NewFrame, PageState, Shared, Word};
 use super::{DeltaKind, NewDelta, Published};
@@ -64,7 +64,8 @@ fn consolidate(shared: &Arc<Shared>, pid: u32, base: &[u8], guard: &Guard) -> bo
     shared.replace(pid, old, frame(shared, base, old.disk()), guard)
 }
 
-/// Whoever reads a frame under a guard reads a whole one that is not freed; and frames are freed while others run.
+/// Whoever reads a frame under a guard reads a whole one that is not freed; and frames are freed while others
+/// run.
 #[test]
 fn a_reader_and_a_replacer_hand_over() {
     static FREED_EARLY: AtomicBool = AtomicBool::new(false);
@@ -108,8 +109,8 @@ fn a_reader_and_a_replacer_hand_over() {
     assert!(FREED_EARLY.load(Ordering::Relaxed), "no interleaving freed anything");
 }
 
-/// However consolidations, a write and a move of the image interleave, the page owns one image, the one that the mover
-/// left alive, the mover sees that from then on (P6), and the write is not lost.
+/// However consolidations, a write and a move of the image interleave, the page owns one image, the one that
+/// the mover left alive, the mover sees that from then on (P6), and the write is not lost.
 fn others_and_a_move(write: bool) {
     let collector = Collector::new();
     let (shared, pid) = one_page(b"old");

@@ -21,11 +21,12 @@ pub struct DiskStorage {
 }
 
 impl DiskStorage {
-    /// Opens and locks the file `db` below `directory`; where there is none, creates one that holds `initial`.
+    /// Opens and locks the file `db` below `directory`; where there is none, creates one that holds
+    /// `initial`.
     ///
-    /// The file gets its name only when `initial` is in it and durable, so a file of that name which is empty or shorter is
-    /// damage, never a creation that was cut short. What was created, directories included, is durable when
-    /// this returns (S4).
+    /// The file gets its name only when `initial` is in it and durable, so a file of that name which is empty
+    /// or shorter is damage, never a creation that was cut short. What was created, directories included, is
+    /// durable when this returns (S4).
     ///
     /// # Errors
     /// - kind `Other`, text `could not acquire lock on "...": ...`: somebody has it open

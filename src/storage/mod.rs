@@ -1,6 +1,8 @@
 //! The operating system and nothing else: one file, read and written at offsets.
 //!
-//! # What is assumed of the medium
+//! # Invariants
+//!
+//! What is assumed of the medium:
 //!
 //! - S1: once `sync_data` returned `Ok`, every byte written before it was called survives a power cut.
 //! - S2: an unsynced write may be lost, reordered, or torn at any multiple of 512 bytes.
@@ -16,8 +18,8 @@ use std::io;
 
 /// One growable file of bytes.
 ///
-/// All methods may be called from many threads at once. A short transfer is never
-/// reported as success, and interrupted calls are retried inside.
+/// All methods may be called from many threads at once. A short transfer is never reported as success, and
+/// interrupted calls are retried inside. Errors are what the operating system says; `read_at` alone adds one.
 #[expect(clippy::len_without_is_empty, reason = "a file, not a collection")]
 pub trait Storage: Send + Sync + Debug + 'static {
     /// Fills `buf` with the bytes at `offset`.

@@ -10,8 +10,9 @@
 //! A *failed* sync does what Linux does: reads go on to see the writes it was to make durable, but no later
 //! sync makes them durable, not even a successful one. Until then they may still have reached the medium.
 //!
-//! A recording keeps every call with its effect; a replay of it crashes after any of them, in any mode, without
-//! another run. It shares the bytes of the writes with the list, so that memory stays linear in what was written.
+//! A recording keeps every call with its effect; a replay of it crashes after any of them, in any mode,
+//! without another run. It shares the bytes of the writes with the list, so that memory stays linear in what
+//! was written.
 
 use super::Storage;
 use std::fmt;
@@ -37,7 +38,8 @@ pub enum CrashMode {
     RandomSubset,
     /// Any subset, each torn at multiples of 512 bytes.
     Torn,
-    /// As `Torn`, but the file has its full length: what did not arrive of its growth shows zeros or old bytes.
+    /// As `Torn`, but the file has its full length: what did not arrive of its growth shows zeros or old
+    /// bytes.
     Stale,
 }
 

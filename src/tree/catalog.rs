@@ -76,6 +76,7 @@ impl BwTree {
 struct Inner {
     by_name: BTreeMap<IVec, Arc<BwTree>>,
     by_id: HashMap<u32, Arc<BwTree>>,
+    /// Id of the next new tree.
     next: u32,
 }
 

@@ -2,15 +2,15 @@
 //!
 //! # How it works
 //!
-//! An image says which tree it is of, and its payload which keys: the tree knows the page, and the page whether it
-//! still owns the image. Live leaves are copied as they are, checked, and swapped in by CAS. A big value is referred
-//! to by a record of a leaf, so it is moved by publishing a new reference. Segments are taken
-//! sparsest first until the file is as dense as it should be; the next checkpoint makes them free.
+//! An image says which tree it is of, and its payload which keys: the tree knows the page, and the page
+//! whether it still owns the image. Live leaves are copied as they are, checked, and swapped in by CAS. A big
+//! value is referred to by a record of a leaf, so it is moved by publishing a new reference. Segments are
+//! taken sparsest first until the file is as dense as it should be; the next checkpoint makes them free.
 //!
 //! # References
 //!
-//! Segment cleaning: Rosenblum and Ousterhout, "The Design and Implementation of a Log-Structured File System", TOCS
-//! 1992, section 3.
+//! Segment cleaning: Rosenblum and Ousterhout, "The Design and Implementation of a Log-Structured File
+//! System", TOCS 1992, section 3.
 
 use super::consolidate::Fold;
 use super::delta::big_image;
@@ -117,8 +117,9 @@ impl Forest {
         Ok(())
     }
 
-    /// Recovery: counts the live bytes of the runs in which replay saw big values die. An image may hold what a
-    /// record replays once more, so what died and what only seemed to is known when all is replayed and folded.
+    /// Recovery: counts the live bytes of the runs in which replay saw big values die. An image may hold what
+    /// a record replays once more, so what died and what only seemed to is known when all is replayed and
+    /// folded.
     ///
     /// # Errors
     /// What reading failed with.
@@ -149,8 +150,9 @@ impl Forest {
         Ok(())
     }
 
-    /// Whether the key refers to the image, after its leaf was folded: from then on no frame that can be reached has the
-    /// image behind a newer value, and nobody but those who have a guard already will count its death.
+    /// Whether the key refers to the image, after its leaf was folded: from then on no frame that can be
+    /// reached has the image behind a newer value, and nobody but those who have a guard already will count
+    /// its death.
     fn refers_when_folded(&self, tree: &BwTree, key: &[u8], image: ImageAddr) -> Result<bool> {
         let fingerprint = fingerprint(key);
         loop {

@@ -21,9 +21,10 @@
 //!
 //! - T1: the leaves of a tree partition the key space: the high fence of a leaf is the low fence of the next.
 //! - T2: the keys of a leaf ascend strictly and lie within its fences.
-//! - T3: a page whose separator is in no parent can be reached through `right` of its left neighbour; the pagecache
-//!   evicts a page with `right` set only after the separator was posted.
-//! - T4: node merges are done by the holder of the maintenance lock, and only of a page whose separator is in its parent.
+//! - T3: a page whose separator is in no parent can be reached through `right` of its left neighbour; the
+//!   pagecache evicts a page with `right` set only after the separator was posted.
+//! - T4: node merges are done by the holder of the maintenance lock, and only of a page whose separator is in
+//!   its parent.
 //! - T5: per key, the order of LSNs is the order of publication.
 //!
 //! # References
@@ -138,11 +139,11 @@ pub struct Forest {
     pub catalog: Catalog,
     /// What happened so far.
     pub counters: TreeCounters,
-    /// Held while segments are cleaned and a checkpoint is made, and while nodes are merged, which its walk does not
-    /// expect.
+    /// Held while segments are cleaned and a checkpoint is made, and while nodes are merged, which its walk
+    /// does not expect.
     checkpointing: Mutex<()>,
-    /// Inner nodes are split, and any nodes merged, under this: a page that is merged stays next to its left sibling
-    /// under one parent. Leaves are split, and separators posted, without it.
+    /// Inner nodes are split, and any nodes merged, under this: a page that is merged stays next to its left
+    /// sibling under one parent. Leaves are split, and separators posted, without it.
     shape: Mutex<()>,
     /// Leaves that were small when they were folded: tree and low key.
     sparse: Mutex<BTreeSet<(u32, Vec<u8>)>>,
@@ -152,9 +153,9 @@ pub struct Forest {
     dropped: Arc<Mutex<VecDeque<Arc<BwTree>>>>,
     /// Ids of dropped trees whose pages are not freed yet.
     unfreed: Mutex<BTreeSet<u32>>,
-    /// Next identifier, and the bound below which all may be handed out.
+    /// Next identifier. Any thread, by atomic add.
     next_id: AtomicU64,
-    /// Raised under `raising_ids` after a flush.
+    /// Identifiers below this may be handed out. Raised under `raising_ids` after a flush.
     id_floor: AtomicU64,
     raising_ids: Mutex<()>,
     /// A checkpoint is due after this many redo bytes.
@@ -218,7 +219,7 @@ impl Forest {
         &self.cache.counters
     }
 
-    /// Bytes counted against the capacity.
+    /// Bytes of pages and their changes, which the capacity bounds, and of tables and buffers.
     pub fn memory(&self) -> u64 {
         self.cache.memory()
     }
@@ -312,6 +313,7 @@ impl Forest {
         // Acquire: pairs with the Release below.
         while id >= self.id_floor.load(Ordering::Acquire) {
             let _raising = self.raising_ids.lock();
+            // Acquire: as above; somebody else may have raised it meanwhile.
             if id < self.id_floor.load(Ordering::Acquire) {
                 break;
             }
@@ -324,7 +326,8 @@ impl Forest {
         Ok(id)
     }
 
-    /// The bound that is durable, or is about to be: a record of it may be before a checkpoint's redo LSN already.
+    /// The bound that is durable, or is about to be: a record of it may be before a checkpoint's redo LSN
+    /// already.
     fn id_floor(&self) -> u64 {
         let _raising = self.raising_ids.lock();
         // Acquire: pairs with the Release in `generate_id`.
@@ -431,7 +434,8 @@ impl Forest {
         result
     }
 
-    /// Cleans as far as the file's amplification asks for it, makes a checkpoint and gives back what that frees.
+    /// Cleans as far as the file's amplification asks for it, makes a checkpoint and gives back what that
+    /// frees.
     ///
     /// # Errors
     /// What reading or writing failed with.
@@ -441,7 +445,8 @@ impl Forest {
 
     fn tidy_alone(&self, alone: &MutexGuard<'_, ()>) -> Result<()> {
         self.cache.check()?;
-        // A dropped tree is not in the directory any more, so its big values should not be counted there either.
+        // A dropped tree is not in the directory any more, so its big values should not be counted there
+        // either.
         for _ in 0..8 {
             if self.unfreed.lock().is_empty() {
                 break;
@@ -486,7 +491,8 @@ impl Forest {
         Ok(())
     }
 
-    /// Whether enough of the file is dead or waits for replay that it is worth tidying when nothing else is to do.
+    /// Whether enough of the file is dead or waits for replay that it is worth tidying when nothing else is
+    /// to do.
     pub fn is_untidy(&self) -> bool {
         let usage = self.log().segments().usage();
         let garbage = usage.used - usage.live + self.log().redo_tail();

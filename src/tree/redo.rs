@@ -1,4 +1,4 @@
-//! Logical redo records: every byte, and how they are applied at open.
+//! Logical redo records: every byte. `walk.rs` applies them at open.
 //!
 //! # Format
 //!

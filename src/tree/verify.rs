@@ -8,8 +8,8 @@ use crate::error::{Error, Result};
 use crate::pagecache::{FrameKind, PageState};
 
 impl Forest {
-    /// Checks T1 and T2 on every leaf of every tree, reading those that are evicted. For a tree that nobody writes to
-    /// meanwhile.
+    /// Checks T1 and T2 on every leaf of every tree, reading those that are evicted. For a tree that nobody
+    /// writes to meanwhile.
     ///
     /// # Errors
     /// `ReportableBug` with what is wrong, or what reading failed with.

@@ -1,14 +1,17 @@
-//! Goes through all leaves for a checkpoint, and rebuilds the trees from one.
+//! Goes through all leaves for a checkpoint; rebuilds the trees from one, and replays the redo tail on them.
 //!
 //! # How it works
 //!
-//! A step of the walk takes one node of the lowest inner level, as it was at one instant, under the maintenance lock,
-//! and adds an entry for each of its leaves. A leaf that is split meanwhile is followed to the right up to the next
-//! separator; one that is evicted is complete and has exactly the range between its separators (T3). The
-//! entries of a step cover the node's range without gaps, and the next step starts where that ends, so the
-//! directory is a partition of the key space whatever is split meanwhile. Pages are merged only between checkpoints.
+//! A step of the walk takes one node of the lowest inner level, as it was at one instant, under the
+//! maintenance lock, and adds an entry for each of its leaves. A leaf that is split meanwhile is followed to
+//! the right up to the next separator; one that is evicted is complete and has exactly the range between its
+//! separators (T3). The entries of a step cover the node's range without gaps, and the next step starts where
+//! that ends, so the directory is a partition of the key space whatever is split meanwhile. Pages are merged
+//! only between checkpoints.
 //!
-//! At open the entries come back in order; each level's nodes are built as they fill up.
+//! At open the entries come back in order; each level's nodes are built as they fill up. Then the redo tail
+//! is replayed: each change is published as a delta, on an overlay where the leaf is on disk, so that no leaf
+//! is read.
 
 use super::catalog::{BwTree, DEFAULT_ID, DEFAULT_TREE};
 use super::consolidate::Fold;
@@ -52,7 +55,8 @@ impl Forest {
             while let Some(from) = low {
                 low = match self.list_step(builder, tree, &from) {
                     Ok(next) => next,
-                    // Dropped meanwhile, which is in the redo tail: what was listed of it is a tree that ends early.
+                    // Dropped meanwhile, which is in the redo tail: what was listed of it is a tree that ends
+                    // early.
                     Err(Error::CollectionNotFound(_)) => {
                         if from.is_empty() {
                             self.cache.add_leaf(builder, &from, ImageAddr::NONE)?;
@@ -113,9 +117,10 @@ impl Forest {
         guard: &Guard,
     ) -> Result<Option<Vec<u8>>> {
         if let (word, PageState::Disk(image)) = self.cache.load(pid, guard) {
-            // Complete, and its range is that between the separators, unless it was split off and evicted since the
-            // node was loaded; then the walk from the root knows better. If it is still on disk after the separators
-            // were read they are of this image: what is faulted in stays, as only the holder of the lock evicts.
+            // Complete, and its range is that between the separators, unless it was split off and evicted
+            // since the node was loaded; then the walk from the root knows better. If it is still on disk
+            // after the separators were read they are of this image: what is faulted in stays, as only the
+            // holder of the lock evicts.
             if let Some((at, _)) = self.inner_at(tree, 1, low, guard)? {
                 let node = Inner::new(at.frame.base());
                 let index = node.find(low);
@@ -222,7 +227,8 @@ impl Forest {
     /// Applies a redo record; `false`: it refers to a big value that never reached the medium.
     ///
     /// # Errors
-    /// `Unsupported` for a record of an unknown kind, `Corruption` for a malformed one, what writing failed with.
+    /// `Unsupported` for a record of an unknown kind, `Corruption` for a malformed one, what writing failed
+    /// with.
     pub(super) fn replay(&self, lsn: Lsn, kind: u8, body: &[u8], captured: Lsn) -> Result<bool> {
         let Some(record) = Record::decode(kind, body) else {
             log::error!("redo record of kind {kind} at LSN {} cannot be read", lsn.0);
@@ -449,7 +455,7 @@ impl<'a> TreeBuilder<'a> {
     }
 }
 
-/// Looks at a big value's reference in a leaf's record.
+/// The references to big values in a leaf's records.
 pub(super) fn big_refs(leaf: Leaf<'_>) -> impl Iterator<Item = BigRef> + '_ {
     (0..leaf.len()).filter_map(move |i| match leaf.record(i).1 {
         super::leaf::Value::Big(bytes) => Some(BigRef::decode(bytes)),
