@@ -142,21 +142,8 @@ impl Forest {
         let at = self.leaf(tree, low, guard)?;
         let leaf = at.leaf();
         debug_assert_eq!(leaf.low(), low, "T1: the listed leaves have no gaps");
-        debug_assert!(
-            high.is_none_or(|high| leaf.high().is_some_and(|end| end <= high)),
-            "T1: tree {} root {} pid {} at {} low {:?} high {:?} leaf {:?}..{:?} overlay {} right {} state {:?}",
-            tree.id,
-            tree.root,
-            pid,
-            at.pid,
-            low,
-            high,
-            leaf.low(),
-            leaf.high(),
-            at.frame.overlay(),
-            at.frame.right(),
-            self.cache.load(pid, guard)
-        );
+        let within = high.is_none_or(|high| leaf.high().is_some_and(|end| end <= high));
+        debug_assert!(within, "T1: leaf {} of tree {} ends behind the next separator", at.pid, tree.id);
         let image = self.cache.settle(builder, at.pid, at.frame, guard)?;
         self.cache.add_leaf(builder, low, image)?;
         if leaf.payload() < self.options.leaf / 4 && !(leaf.low().is_empty() && leaf.high().is_none()) {

@@ -19,9 +19,12 @@ use super::leaf::{BigRef, Value, fingerprint};
 use super::read::Found;
 use super::redo::Record;
 use super::{BwTree, Forest};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ivec::IVec;
 use crate::pagecache::{DeltaKind, ImageAddr, NewDelta, Published, SLOTS};
+
+/// Longest key that can have a value, bytes: a leaf with as many as fit into its slots is still an image.
+const MAX_KEY: usize = 32 << 20;
 
 /// What to do about a key.
 #[derive(Clone, Debug)]
@@ -129,6 +132,10 @@ impl Forest {
         let ready = match &change {
             Change::Keep => return Ok(Some(Written { old, changed: false })),
             Change::Remove => Ready::Gone,
+            Change::Put(_) if key.len() > MAX_KEY => {
+                let text = format!("a key of {} bytes; at most {MAX_KEY} are possible", key.len());
+                return Err(Error::Unsupported(text));
+            }
             Change::Put(value) if value.len() <= self.options.big_value => Ready::Inline(value),
             Change::Put(value) => Ready::Big(self.big_value(tree, key, value, &mut attempt.image)?),
         };
