@@ -93,10 +93,15 @@ impl FlushWaiter {
         state.0.clone()
     }
 
+    fn is_finished(&self) -> bool {
+        self.state.lock().0.is_some()
+    }
+
+    /// The first result counts.
     fn finish(&self, result: Result<u64>) {
         let waker = {
             let mut state = self.state.lock();
-            state.0 = Some(result);
+            state.0.get_or_insert(result);
             state.1.take()
         };
         // Code of the user's executor: no lock is held, and a panic in it is not ours.
@@ -160,10 +165,14 @@ impl Signals {
     }
 
     fn serve_waiters(&self, core: &Core) {
-        let waiters = self.waiters.lock().as_mut().map(std::mem::take).unwrap_or_default();
+        // They stay listed until they were served: if the flush panics, whoever closes the list serves them.
+        let waiters = self.waiters.lock().clone().unwrap_or_default();
         if !waiters.is_empty() {
             let result = core.flush();
             waiters.iter().for_each(|waiter| waiter.finish(result.clone()));
+            if let Some(listed) = self.waiters.lock().as_mut() {
+                listed.retain(|waiter| !waiter.is_finished());
+            }
         }
     }
 
@@ -291,10 +300,25 @@ fn writer_loop(core: &Core, every: Option<Duration>) {
     }
 }
 
+/// How soon the maintenance thread has the epoch move on for what waits for it; twice as long each time.
+const EPOCH_TICK: Duration = Duration::from_millis(1);
+/// After so many times, what sleeping guards hold up is left for when something else is due.
+const EPOCH_TICKS: u32 = 11;
+
 fn maintenance_loop(core: &Core) {
+    let mut ticks = 0;
     loop {
-        if core.signals.maintenance.wait(None) == Woken::Stop {
-            return;
+        let waits = ticks < EPOCH_TICKS && core.forest.waits_for_epoch();
+        match core.signals.maintenance.wait(waits.then(|| Instant::now() + EPOCH_TICK * (1 << ticks))) {
+            Woken::Stop => return,
+            Woken::Rung => ticks = 0,
+            Woken::TimedOut => {
+                ticks += 1;
+                core.forest.move_epoch();
+                if !core.forest.is_due() {
+                    continue;
+                }
+            }
         }
         let mut done = core.forest.maintain();
         // Acquire: pairs with the store in `writer_loop`.

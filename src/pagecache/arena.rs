@@ -124,11 +124,17 @@ impl Arena {
         self.retired.fetch_sub(bytes as u64, Ordering::Relaxed);
     }
 
+    /// Bytes in blocks that went out of use and wait for their epoch.
+    #[inline]
+    pub fn retired(&self) -> u64 {
+        // Relaxed: statistic.
+        self.retired.load(Ordering::Relaxed)
+    }
+
     /// Bytes in blocks that are in use.
     #[inline]
     pub fn in_use(&self) -> u64 {
-        // Relaxed: statistics.
-        self.allocated().saturating_sub(self.retired.load(Ordering::Relaxed))
+        self.allocated().saturating_sub(self.retired())
     }
 
     /// Bytes in blocks that are not freed, rounding included.

@@ -49,6 +49,11 @@ impl<P: Page> PageCache<P> {
         self.arena().in_use().saturating_sub(self.limit())
     }
 
+    /// Bytes of frames and deltas that wait for their epoch.
+    pub fn retired(&self) -> u64 {
+        self.arena().retired()
+    }
+
     /// The capacity, or what could not be evicted when that was tried last (inner nodes, pages in use) and a
     /// little more: trying again for every operation would help nobody.
     #[inline]

@@ -258,7 +258,11 @@ impl Forest {
         })?;
         let Some(tree) = gone else { return Ok(false) };
         self.note_dropped(tree);
-        let _ = self.keep_up();
+        match self.wake.get() {
+            // It is due only when the epoch has moved on, which the maintenance thread sees to.
+            Some(wake) => (wake.0)(),
+            None => drop(self.keep_up()),
+        }
         Ok(true)
     }
 
@@ -294,8 +298,23 @@ impl Forest {
         first
     }
 
+    /// Lets the epoch move on, and so gives back memory that waits for it.
+    pub fn move_epoch(&self) {
+        let mut before = u64::MAX;
+        // A call frees a part of what is due.
+        while self.cache.retired() < before {
+            before = self.cache.retired();
+            crossbeam_epoch::pin().flush();
+        }
+    }
+
+    /// Whether memory or a dropped tree waits for the epoch to move on.
+    pub fn waits_for_epoch(&self) -> bool {
+        self.cache.retired() > 0 || !self.unfreed.lock().is_empty()
+    }
+
     /// Whether the maintenance thread has something to do.
-    fn is_due(&self) -> bool {
+    pub fn is_due(&self) -> bool {
         // Relaxed: a hint.
         self.cache.excess() > 0
             || self.sparse_count.load(Ordering::Relaxed) >= SPARSE_DUE

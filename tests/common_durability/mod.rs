@@ -1,9 +1,11 @@
-//! What the tests of durability and resources share: seeds, a watchdog, scratch directories, tiny sizes.
+//! What the tests of durability and resources share: seeds, a watchdog, scratch directories, tiny sizes, a medium
+//! that tells before every call.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
-use sled::testing::{Storage, Tuning, open_on};
+use sled::testing::{OpClass, SimStorage, Storage, Tuning, open_on};
 use sled::{Config, Db};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -159,5 +161,111 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
             return output;
         }
         std::thread::park();
+    }
+}
+
+/// A call that is about to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    pub class: OpClass,
+    /// What is about to be written; empty for the other classes.
+    pub bytes: &'a [u8],
+}
+
+type Hook = Arc<dyn Fn(Request<'_>) + Send + Sync>;
+
+/// A medium that has a hook called before each of its calls, on the thread that makes it; clones share both.
+#[derive(Clone, Default)]
+pub struct Hooked {
+    pub medium: SimStorage,
+    hook: Arc<Mutex<Option<Hook>>>,
+}
+
+impl std::fmt::Debug for Hooked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Hooked({:?})", self.medium)
+    }
+}
+
+impl Hooked {
+    /// Has `hook` called from now on. It may use the database: no lock is held meanwhile.
+    pub fn before(&self, hook: impl Fn(Request<'_>) + Send + Sync + 'static) {
+        self.set(Some(Arc::new(hook)));
+    }
+
+    /// Has `hook` called before the next call that is `wanted`, and then never again.
+    pub fn before_next(
+        &self,
+        wanted: impl Fn(Request<'_>) -> bool + Send + Sync + 'static,
+        hook: impl FnOnce() + Send + 'static,
+    ) {
+        let hook = Mutex::new(Some(hook));
+        self.before(move |request| {
+            if wanted(request)
+                && let Some(hook) = take(&hook)
+            {
+                hook();
+            }
+        });
+    }
+
+    /// Ends the calls of the hook.
+    pub fn unhook(&self) {
+        self.set(None);
+    }
+
+    fn set(&self, hook: Option<Hook>) {
+        // The old one, which may own a database, is dropped outside of the lock.
+        let _old = std::mem::replace(&mut *self.hook.lock().unwrap_or_else(PoisonError::into_inner), hook);
+    }
+
+    fn call(&self, class: OpClass, bytes: &[u8]) {
+        let hook = self.hook.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(hook) = hook {
+            hook(Request { class, bytes });
+        }
+    }
+}
+
+fn take<T>(from: &Mutex<Option<T>>) -> Option<T> {
+    from.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+impl Storage for Hooked {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.call(OpClass::Read, &[]);
+        self.medium.read_at(offset, buf)
+    }
+
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.call(OpClass::Write, buf);
+        self.medium.write_at(offset, buf)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.call(OpClass::Sync, &[]);
+        self.medium.sync_data()
+    }
+
+    fn is_new(&self) -> io::Result<bool> {
+        self.medium.is_new()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.medium.len()
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.call(OpClass::Resize, &[]);
+        self.medium.set_len(len)
+    }
+
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<bool> {
+        self.call(OpClass::Resize, &[]);
+        self.medium.punch_hole(offset, len)
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        self.medium.allocated()
     }
 }

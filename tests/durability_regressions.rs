@@ -1,0 +1,331 @@
+//! Ways in which something acknowledged was once lost, or dead bytes once stayed alive.
+//!
+//! Each test puts a database on a simulated medium into the one state that was handled wrongly: by calling it from
+//! a hook before a call of the medium, by letting that call fail, or by crashing at a chosen moment. Then it opens what
+//! the medium holds, in the machine that failed or after a crash, and compares.
+
+mod common_durability;
+
+use common_durability::{Hooked, Watchdog, bytes_of, open_tiny, tiny, tiny_config};
+use sled::testing::{CrashMode, OpClass, SimStorage, Storage, Tuning, checkpoint, maintain, open_on, space};
+use sled::{Db, IVec};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// As [`open_tiny`], but there are no checkpoints except those that are asked for.
+fn open_quiet(medium: &(impl Storage + Clone)) -> sled::Result<Db> {
+    open_on(medium.clone(), &tiny_config(), Tuning { redo_budget: 1 << 40, ..tiny(4096) })
+}
+
+fn value(db: &Db, key: &str) -> Option<Vec<u8>> {
+    db.get(key).expect("works").map(|value| value.to_vec())
+}
+
+/// Whether the bytes are the image that a checkpoint writes last before its superblock.
+fn is_directory_root(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"IMG1") && bytes[8] == 4
+}
+
+/// The checkpoint's redo position is the end of a full segment; what is written during it goes on in the next one. The
+/// full segment has nothing to replay, but it is where replay begins: it must not be freed.
+#[test]
+fn a_checkpoint_at_a_segments_end_keeps_that_segment() {
+    let medium = Hooked::default();
+    let db = Arc::new(open_quiet(&medium).unwrap());
+    let hooks = Arc::new(AtomicUsize::new(0));
+    // A flush takes a sector and a segment has eight: some of the rounds meet its end.
+    for round in 0..24_u32 {
+        db.insert(round.to_be_bytes(), "v").unwrap();
+        db.flush().unwrap();
+        let (other, count) = (Arc::clone(&db), Arc::clone(&hooks));
+        let during = move || {
+            count.fetch_add(1, Ordering::SeqCst);
+            other.insert("during", round.to_be_bytes()).unwrap();
+            other.flush().unwrap();
+        };
+        medium.before_next(|request| is_directory_root(request.bytes), during);
+        checkpoint(&db).unwrap();
+        medium.unhook();
+        for i in 0..34_u32 {
+            db.insert("more", i.to_be_bytes()).unwrap();
+            db.flush().unwrap();
+        }
+        let after = open_quiet(&medium.medium.crash(1, CrashMode::KeepAll))
+            .unwrap_or_else(|error| panic!("round {round}: {error}"));
+        assert_eq!(after.get("during").unwrap(), Some(IVec::from(&round.to_be_bytes())), "round {round}");
+        assert_eq!(after.get("more").unwrap(), Some(IVec::from(&33_u32.to_be_bytes())), "round {round}");
+    }
+    assert_eq!(hooks.load(Ordering::SeqCst), 24, "the hook did not meet the checkpoint");
+}
+
+/// After a failed sync the machine still shows what will never reach the medium. Who opens the database there goes on
+/// from what is shown, so it has to be written once more.
+#[test]
+fn what_is_read_after_a_failed_sync_is_written_again() {
+    for mode in [CrashMode::DropUnsynced, CrashMode::KeepAll] {
+        let medium = SimStorage::new();
+        let db = open_tiny(&medium, 4096).unwrap();
+        db.insert("a", "1").unwrap();
+        db.flush().unwrap();
+        db.insert("b", "2").unwrap();
+        medium.fail(OpClass::Sync, 0, true, io::ErrorKind::Other);
+        db.flush().unwrap_err();
+        drop(db);
+        medium.heal();
+        let db = open_tiny(&medium, 4096).unwrap();
+        let seen = value(&db, "b");
+        db.insert("c", "3").unwrap();
+        db.flush().unwrap();
+        let after = open_tiny(&medium.crash(1, mode), 4096).unwrap();
+        assert_eq!(value(&after, "a").as_deref(), Some(&b"1"[..]), "{mode:?}");
+        assert_eq!(value(&after, "c").as_deref(), Some(&b"3"[..]), "{mode:?}: acknowledged after reopening");
+        assert_eq!(value(&after, "b"), seen, "{mode:?}: it was read");
+    }
+}
+
+/// The same, with big values, and a sync that fails at any point of a checkpoint: of its images, of its superblock.
+#[test]
+fn what_is_read_after_a_failed_sync_of_a_checkpoint_is_written_again() {
+    for failing in 0..4 {
+        let medium = SimStorage::new();
+        let db = open_tiny(&medium, 4096).unwrap();
+        db.insert("a", bytes_of(1, 3000)).unwrap();
+        db.flush().unwrap();
+        db.insert("b", bytes_of(2, 3000)).unwrap();
+        medium.fail(OpClass::Sync, failing, true, io::ErrorKind::Other);
+        let failed = checkpoint(&db).is_err();
+        assert!(failed || failing > 1, "a checkpoint syncs its images and its superblock");
+        drop(db);
+        medium.heal();
+        let db = open_tiny(&medium, 4096).unwrap();
+        let seen = value(&db, "b");
+        db.insert("c", "3").unwrap();
+        db.flush().unwrap();
+        let crashed = medium.crash(1, CrashMode::DropUnsynced);
+        checkpoint(&db).unwrap();
+        for medium in [crashed, medium.crash(1, CrashMode::DropUnsynced)] {
+            let after = open_tiny(&medium, 4096).unwrap();
+            assert_eq!(value(&after, "a"), Some(bytes_of(1, 3000)), "sync {failing}");
+            assert_eq!(value(&after, "b"), seen, "sync {failing}: it was read");
+            assert_eq!(value(&after, "c").as_deref(), Some(&b"3"[..]), "sync {failing}: acknowledged");
+        }
+    }
+}
+
+/// A checkpoint begins while the record that raises the limit of identifiers is being synced. It must not note the old
+/// limit and skip the record.
+#[test]
+fn an_identifier_given_out_around_a_checkpoint_does_not_come_back() {
+    let medium = Hooked::default();
+    let db = open_quiet(&medium).unwrap();
+    db.insert("k", "v").unwrap();
+    let given: Vec<u64> = std::thread::scope(|scope| {
+        let (begin, begun) = std::sync::mpsc::channel();
+        let during = move || {
+            begin.send(()).unwrap();
+            // Time for the checkpoint to come as far as it can.
+            std::thread::sleep(Duration::from_millis(200));
+        };
+        medium.before_next(|request| request.class == OpClass::Sync, during);
+        // Fewer than would raise the limit once more.
+        let ids = scope.spawn(|| (0..2).map(|_| db.generate_id().unwrap()).collect());
+        begun.recv().unwrap();
+        checkpoint(&db).unwrap();
+        ids.join().unwrap()
+    });
+    let crashed = medium.medium.crash(1, CrashMode::DropUnsynced);
+    drop(db);
+    for medium in [crashed, medium.medium] {
+        let again = open_quiet(&medium).unwrap().generate_id().unwrap();
+        assert!(given.iter().all(|id| *id < again), "{given:?} were given out, then {again}");
+    }
+}
+
+/// Both superblock slots are written at creation. Were the first of them still of generation one when something was
+/// acknowledged, then losing the second would silently give an empty database.
+#[test]
+fn the_first_generation_is_gone_before_anything_is_acknowledged() {
+    let medium = SimStorage::new();
+    medium.start_recording();
+    drop(open_tiny(&medium, 4096).unwrap());
+    let recording = medium.stop_recording().unwrap();
+    let mut opened = 0;
+    for calls in 0..=recording.calls().len() as u64 {
+        let mut replay = recording.replay();
+        replay.advance_to(calls);
+        let crashed = replay.crash(0, CrashMode::KeepAll);
+        let Ok(db) = open_tiny(&crashed, 4096) else { continue };
+        opened += 1;
+        db.insert("a", "1").unwrap();
+        db.flush().unwrap();
+        for slot in 0..2 {
+            let mut bytes = crashed.crash(0, CrashMode::DropUnsynced).contents();
+            bytes[slot * 4096..(slot + 1) * 4096].fill(0);
+            if let Ok(db) = open_tiny(&SimStorage::holding(bytes), 4096) {
+                let found = value(&db, "a");
+                assert!(found.is_some(), "cut after {calls} calls, slot {slot} lost: silently empty");
+            }
+        }
+    }
+    assert!(opened > 0);
+}
+
+/// The system reports a failed write-back to one sync only: were two under way, the other would acknowledge.
+#[test]
+fn two_syncs_never_overlap() {
+    let medium = Hooked::default();
+    let db = open_quiet(&medium).unwrap();
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (counted, greatest) = (Arc::clone(&now), Arc::clone(&most));
+    medium.before(move |request| {
+        if request.class == OpClass::Sync {
+            // Most of a sync is waiting; the call that follows is short.
+            let others = counted.fetch_add(1, Ordering::SeqCst);
+            greatest.fetch_max(others + 1, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(1));
+            counted.fetch_sub(1, Ordering::SeqCst);
+        }
+    });
+    std::thread::scope(|scope| {
+        for writer in 0..2_u8 {
+            let db = &db;
+            scope.spawn(move || {
+                for i in 0..150_u8 {
+                    db.insert([writer, i], "v").unwrap();
+                    db.flush().unwrap();
+                }
+            });
+        }
+        for _ in 0..60 {
+            checkpoint(&db).unwrap();
+            db.generate_id().unwrap();
+        }
+    });
+    assert_eq!(most.load(Ordering::SeqCst), 1);
+}
+
+/// Whether less than `bound` bytes are live after a few checkpoints. Other tests of this process hold the epoch up now and
+/// then, so a few may be many.
+fn lives_on_less(db: &Db, bound: u64) -> bool {
+    let begun = Instant::now();
+    loop {
+        maintain(db).expect("works");
+        checkpoint(db).expect("works");
+        if space(db).0 < bound {
+            return true;
+        }
+        if begun.elapsed() > Duration::from_secs(3) {
+            return false;
+        }
+    }
+}
+
+/// The images of a dropped tree, big values too, are dead after it was freed: in this opening, after a crash at any
+/// moment since, and after closing right behind the drop.
+#[test]
+fn a_dropped_tree_leaves_no_live_bytes() {
+    let filled = || {
+        let medium = SimStorage::new();
+        let db = open_tiny(&medium, 4096).unwrap();
+        let tree = db.open_tree("t").unwrap();
+        for i in 0..200_u32 {
+            tree.insert(i.to_be_bytes(), bytes_of(u64::from(i), 1900)).unwrap();
+            tree.insert([b's', i as u8], bytes_of(u64::from(i), 60)).unwrap();
+        }
+        db.insert("x", "y").unwrap();
+        db.flush().unwrap();
+        checkpoint(&db).unwrap();
+        drop(tree);
+        db.drop_tree("t").unwrap();
+        (medium, db)
+    };
+    let check = |db: &Db, when: &str| {
+        assert!(lives_on_less(db, 20_000), "{when}: {} bytes live", space(db).0);
+        assert_eq!(value(db, "x").as_deref(), Some(&b"y"[..]), "{when}");
+    };
+
+    let (_, db) = filled();
+    check(&db, "without reopening");
+
+    let (medium, db) = filled();
+    drop(db);
+    check(&open_tiny(&medium, 4096).unwrap(), "closed behind the drop");
+
+    for steps in 0..4 {
+        let (medium, db) = filled();
+        db.flush().unwrap();
+        for _ in 0..steps {
+            maintain(&db).unwrap();
+            checkpoint(&db).unwrap();
+        }
+        let crashed = medium.crash(1, CrashMode::DropUnsynced);
+        check(&open_tiny(&crashed, 4096).unwrap(), &format!("crashed {steps} checkpoints after the drop"));
+    }
+}
+
+/// The same with background threads and values of several pages: what is freed when closing is not forgotten.
+#[test]
+fn a_tree_dropped_before_closing_leaves_no_live_bytes() {
+    for threads in [false, true] {
+        let medium = SimStorage::new();
+        let tuning = Tuning { threads, segment: 64 << 10, leaf_bytes: 2048, ..tiny(4096) };
+        let open = || open_on(medium.clone(), &tiny_config(), tuning.clone()).unwrap();
+        let db = open();
+        let tree = db.open_tree("t").unwrap();
+        for i in 0..200_u32 {
+            tree.insert(i.to_be_bytes(), bytes_of(u64::from(i), 6000)).unwrap();
+        }
+        db.flush().unwrap();
+        checkpoint(&db).unwrap();
+        drop(tree);
+        db.drop_tree("t").unwrap();
+        for i in 0..6_u32 {
+            db.insert(i.to_be_bytes(), bytes_of(u64::from(i), 60_000)).unwrap();
+        }
+        drop(db);
+        let db = open();
+        assert!(lives_on_less(&db, 6 * 60_000 + 50_000), "threads: {threads}: {} bytes live", space(&db).0);
+    }
+}
+
+/// Values of several segments are replaced, and crashes come between: neither the old ones nor those that no replay
+/// reached stay alive.
+#[test]
+fn long_values_replaced_over_crashes_do_not_pile_up() {
+    let dog = Watchdog::new(Duration::from_secs(20));
+    let mut medium = SimStorage::new();
+    let mut seen = Vec::new();
+    for round in 0..12_u64 {
+        dog.begin(format!("round {round}"));
+        let db = open_quiet(&medium).unwrap();
+        let replace = |tag: u64| {
+            for i in 0..4_u32 {
+                db.insert(i.to_be_bytes(), bytes_of(tag, 20_000)).unwrap();
+            }
+        };
+        replace(round);
+        db.flush().unwrap();
+        if round % 2 == 0 {
+            checkpoint(&db).unwrap();
+        }
+        replace(round + 99);
+        db.flush().unwrap();
+        if round % 3 == 0 {
+            checkpoint(&db).unwrap();
+        }
+        // Written, and lost again.
+        replace(round + 999);
+        medium = medium.crash(round, CrashMode::DropUnsynced);
+        seen.push(space(&db).0);
+    }
+    let db = open_quiet(&medium).unwrap();
+    for i in 0..4_u32 {
+        assert_eq!(db.get(i.to_be_bytes()).unwrap(), Some(IVec::from(bytes_of(11 + 99, 20_000))));
+    }
+    checkpoint(&db).unwrap();
+    checkpoint(&db).unwrap();
+    let (live, used, _) = space(&db);
+    assert!(live < 90_000, "{live} bytes live of {used}; before: {seen:?}");
+}
