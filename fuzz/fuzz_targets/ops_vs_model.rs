@@ -1,6 +1,6 @@
 //! Operations decoded from bytes, on a database of tiny pages over a simulated medium, against a model.
 //!
-//! `cargo +nightly fuzz run ops_vs_model -- -timeout=5 -rss_limit_mb=1024`
+//! `cargo +nightly fuzz run ops_vs_model -- -detect_leaks=0 -timeout=5 -rss_limit_mb=1024`
 //!
 //! # How it works
 //!

@@ -1,6 +1,6 @@
 //! A small database whose bytes are damaged before it is opened.
 //!
-//! `cargo +nightly fuzz run recover_mutated_log -- -timeout=5 -malloc_limit_mb=64 -rss_limit_mb=512`
+//! `cargo +nightly fuzz run recover_mutated_log -- -detect_leaks=0 -timeout=5 -malloc_limit_mb=64 -rss_limit_mb=512`
 //!
 //! # How it works
 //!
