@@ -43,7 +43,7 @@ pub use address::{ImageAddr, MAX_IMAGE};
 pub use format::{ImageHeader, ImageKind, SegmentKind};
 pub use page_stream::{NewImage, PageStream, Stream};
 pub use redo_buffer::Reservation;
-pub use segment::{Page, Segments};
+pub use segment::{Page, Segments, Usage};
 
 use crate::base::{Lsn, RedoPosition};
 use crate::error::{Error, Result};

@@ -28,6 +28,8 @@ const FINE_CLASSES: usize = FINE / 32;
 const CLASSES: usize = FINE_CLASSES + 8 * (LONGEST.ilog2() - FINE.ilog2()) as usize;
 /// Bytes that freed blocks of one class may take up.
 const CACHED: usize = 128 << 10;
+/// Bytes that all freed blocks together may take up; they are in no count.
+const CACHED_IN_ALL: u64 = 2 << 20;
 
 /// Freed blocks of one class.
 #[derive(Debug, Default)]
@@ -43,13 +45,16 @@ pub struct Arena {
     allocated: AtomicU64,
     /// Bytes in blocks that are out of use and wait for their epoch. Any thread, by atomic add.
     retired: AtomicU64,
+    /// Bytes in freed blocks that are kept. Any thread, by atomic add.
+    cached: AtomicU64,
     free: [Mutex<Stack>; CLASSES],
 }
 
 impl Default for Arena {
     fn default() -> Arena {
         let free = std::array::from_fn(|_| Mutex::default());
-        Arena { allocated: AtomicU64::new(0), retired: AtomicU64::new(0), free }
+        let zero = || AtomicU64::new(0);
+        Arena { allocated: zero(), retired: zero(), cached: zero(), free }
     }
 }
 
@@ -82,6 +87,8 @@ impl Arena {
         // Relaxed: statistic.
         self.allocated.fetch_add(size as u64, Ordering::Relaxed);
         if let Some(block) = class.and_then(|class| self.free[class].lock().0.pop()) {
+            // Relaxed: statistic.
+            self.cached.fetch_sub(size as u64, Ordering::Relaxed);
             return block;
         }
         let layout = layout(size);
@@ -103,7 +110,10 @@ impl Arena {
         debug_assert!(before >= size as u64, "more was freed than allocated");
         if let Some(class) = class {
             let mut stack = self.free[class].lock();
-            if (stack.0.len() + 1) * size <= CACHED {
+            // Relaxed: statistic.
+            let room = self.cached.load(Ordering::Relaxed) + size as u64 <= CACHED_IN_ALL;
+            if room && (stack.0.len() + 1) * size <= CACHED {
+                self.cached.fetch_add(size as u64, Ordering::Relaxed);
                 stack.0.push(block);
                 return;
             }

@@ -25,7 +25,7 @@ use std::sync::atomic::Ordering;
 /// Dirty pages written with one call.
 const BATCH: usize = 32;
 /// Memory past the capacity at which foreground writers help and wait, bytes.
-const SLACK: u64 = 4 << 20;
+const SLACK: u64 = 2 << 20;
 /// How much memory must grow, after eviction could not get below the capacity, before it is tried again,
 /// bytes.
 const STUCK_STEP: u64 = 256 << 10;

@@ -29,7 +29,7 @@ pub mod mapping_table;
 mod models;
 
 pub use crate::log::record::{EachRecord, FRAME, frame as frame_record};
-pub use crate::log::{ImageAddr, ImageKind, Log, Page as Run, SegmentKind};
+pub use crate::log::{ImageAddr, ImageKind, Log, Page as Run, SegmentKind, Usage};
 pub use checkpoint::CheckpointBuilder;
 pub use directory::{Item, Root};
 pub use frame::{DeltaKind, DeltaRef, FrameKind, FrameRef, NewDelta, NewFrame, Published, SLOTS};

@@ -19,7 +19,7 @@ use super::inner::Inner;
 use super::leaf::{BigRef, Leaf, fingerprint};
 use super::{BwTree, Forest, add};
 use crate::error::{Error, Result};
-use crate::pagecache::{FrameKind, ImageAddr, PageState, Run, SegmentKind, Word};
+use crate::pagecache::{FrameKind, ImageAddr, PageState, Run, SegmentKind, Usage, Word};
 use crossbeam_epoch::Guard;
 use std::collections::BTreeSet;
 
@@ -34,8 +34,7 @@ impl Forest {
     pub(super) fn clean(&self) -> Result<()> {
         let segments = self.log().segments();
         let usage = segments.usage();
-        let slack = 2 * segments.size() as u64;
-        let goal = (usage.live as f64 * self.options.amplification) as u64 + slack;
+        let goal = self.clean_goal(&usage);
         let mut used = usage.used - usage.dead;
         if used <= goal {
             return Ok(());
@@ -48,6 +47,12 @@ impl Forest {
             used = used.saturating_sub(run.used - run.live);
         }
         Ok(())
+    }
+
+    /// Bytes that runs with live images may have before the cleaner works.
+    pub(super) fn clean_goal(&self, usage: &Usage) -> u64 {
+        let slack = 2 * self.log().segments().size() as u64;
+        (usage.live as f64 * self.options.amplification) as u64 + slack
     }
 
     fn clean_segment(&self, number: u32, run: &Run) -> Result<()> {

@@ -514,7 +514,10 @@ impl Forest {
     /// to do.
     pub fn is_untidy(&self) -> bool {
         let usage = self.log().segments().usage();
-        let garbage = usage.used - usage.live + self.log().redo_tail();
-        garbage > usage.live / 16 + (256 << 10) || !self.unfreed.lock().is_empty()
+        // What a checkpoint frees, and what the cleaner would move: other garbage is there to stay.
+        let freed = usage.dead + self.log().redo_tail();
+        freed > usage.live / 16 + (256 << 10)
+            || usage.used - usage.dead > self.clean_goal(&usage)
+            || !self.unfreed.lock().is_empty()
     }
 }
