@@ -1,7 +1,8 @@
 //! Programs for 0.34 compile: every public name is there, with the shape, the bounds and the traits it had.
 //!
-//! Most of this is checked by the compiler: the tests call everything once, in the ways that programs do, and bind the
-//! results to the types they rely on. What is called also works; what it does in detail is for the other tests.
+//! Most of this is checked by the compiler: the tests call everything once, in the ways that programs do, and
+//! bind the results to the types they rely on. What is called also works; what it does in detail is for the
+//! other tests.
 
 #![allow(deprecated, reason = "deprecated names are part of the surface")]
 #![allow(

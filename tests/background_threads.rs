@@ -1,7 +1,7 @@
 //! A background thread that dies is told to everybody, and nobody waits for it.
 //!
-//! The medium panics in the next call that a given thread makes. Each test kills one of the two threads that way in
-//! the middle of its work, then writes, flushes, awaits, reads and closes under a watchdog.
+//! The medium panics in the next call that a given thread makes. Each test kills one of the two threads that
+//! way in the middle of its work, then writes, flushes, awaits, reads and closes under a watchdog.
 
 mod common_durability;
 

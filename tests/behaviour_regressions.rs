@@ -1,15 +1,14 @@
-//! Ways in which a call once hung, ran its closure for ever, panicked, broke an order, or kept memory or space.
+//! Ways in which a call once hung, ran its closure for ever, panicked, broke an order, or kept space.
 //!
-//! Each test makes the situation itself: closures that use the database while they decide, memory that only reading
-//! fills, wakers that do what they like, segments that are cleaned while their tree goes away, keys of megabytes, bounds of
-//! every shape. Where nothing can be observed but that a call does not return, a watchdog ends the process.
+//! Each test makes the situation itself: closures that use the database while they decide, wakers that do
+//! what they like, segments that are cleaned while their tree goes away, keys of megabytes, bounds of every
+//! shape. Where nothing can be observed but that a call does not return, a watchdog ends the process.
 
 mod common_durability;
 
 use common_durability::{Hooked, Random, Watchdog, block_on, bytes_of, soak};
 use sled::testing::{
-    OpClass, SimStorage, Tuning, check_invariants, checkpoint, counters, maintain, memory_used, open_on,
-    space,
+    OpClass, SimStorage, Tuning, check_invariants, checkpoint, counters, maintain, open_on, space,
 };
 use sled::{Config, Db, IVec};
 use std::collections::{BTreeMap, HashMap};
@@ -128,7 +127,8 @@ fn a_closure_is_called_again_when_its_own_key_changed() {
     assert_eq!(db.get("k").unwrap(), Some("end".into()));
 }
 
-/// The image of a big value that was written for an attempt that failed, then the closure panics: it belongs to nobody.
+/// The image of a big value that was written for an attempt that failed, then the closure panics: it belongs
+/// to nobody.
 #[test]
 fn panics_in_closures_leave_no_image_behind() {
     let db = open_on(SimStorage::new(), &quiet(), Tuning { threads: false, ..Tuning::default() }).unwrap();
@@ -153,86 +153,6 @@ fn panics_in_closures_leave_no_image_behind() {
     assert_eq!(db.get("k").unwrap(), Some(IVec::from(&99_u32.to_be_bytes())));
     let (live, used, _) = space(&db);
     assert!(live < 100_000, "{live} bytes live of {used}");
-}
-
-const CAPACITY: u64 = 1 << 20;
-/// What is not evicted at rest: redo buffers, the table of pages, what other threads have retired and not yet handed on.
-const REST: u64 = 512 << 10;
-/// What foreground calls may be ahead of the thread that evicts, and a bit.
-const AHEAD: u64 = 5 << 20;
-
-/// As a normal open, but redo buffers are small beside what is measured.
-fn small_buffers() -> Tuning {
-    Tuning { redo_buffer: 16 << 10, ..Tuning::default() }
-}
-
-/// Nothing writes, so nothing but the reads themselves can say that memory is full.
-#[test]
-fn reads_keep_to_the_capacity() {
-    let config = quiet().cache_capacity(CAPACITY);
-    let db = open_on(SimStorage::new(), &config, small_buffers()).unwrap();
-    let trees: Vec<_> = (0..150_u32).map(|i| db.open_tree(i.to_be_bytes()).unwrap()).collect();
-    // Ten times the capacity, so that reads cannot stay below the bound by themselves.
-    for (i, tree) in trees.iter().enumerate() {
-        for j in 0..250_u64 {
-            tree.insert(j.to_be_bytes(), bytes_of(i as u64 + j, 250)).unwrap();
-        }
-    }
-    db.flush().unwrap();
-    let at_rest = || memory_used(&db) < CAPACITY + REST;
-    assert!(
-        within(Duration::from_secs(5), at_rest),
-        "{} bytes of {CAPACITY} after writing",
-        memory_used(&db)
-    );
-
-    type Read = fn(&sled::Tree, [u8; 8]);
-    let reads: [(&str, Read); 6] = [
-        ("get", |tree, key| assert!(tree.get(key).unwrap().is_some())),
-        ("contains_key", |tree, key| assert!(tree.contains_key(key).unwrap())),
-        ("get_gt", |tree, key| drop(tree.get_gt(key).unwrap())),
-        ("get_lt", |tree, key| drop(tree.get_lt(key).unwrap())),
-        ("first", |tree, _| assert!(tree.first().unwrap().is_some())),
-        ("last", |tree, _| assert!(tree.last().unwrap().is_some())),
-    ];
-    for (name, read) in reads {
-        let faults = counters(&db).faults;
-        let mut peak = 0;
-        // Of the ends of trees there are few, and these are read for longer.
-        for _ in 0..if matches!(name, "first" | "last") { 10 } else { 1 } {
-            for key in (0..250_u64).step_by(25) {
-                for tree in &trees {
-                    read(tree, key.to_be_bytes());
-                    peak = peak.max(memory_used(&db));
-                }
-            }
-        }
-        assert!(counters(&db).faults > faults + 50, "{name} reads nothing from the medium");
-        assert!(peak < CAPACITY + AHEAD, "{name}: {peak} bytes of {CAPACITY}");
-        assert!(
-            within(Duration::from_secs(5), at_rest),
-            "{name}: {} bytes of {CAPACITY} at rest",
-            memory_used(&db)
-        );
-    }
-}
-
-/// Without a write that would wake maintenance.
-#[test]
-fn a_dropped_tree_gives_its_memory_back() {
-    let db = open_on(SimStorage::new(), &quiet(), small_buffers()).unwrap();
-    let tree = db.open_tree("t").unwrap();
-    for i in 0..20_000_u32 {
-        tree.insert(i.to_be_bytes(), bytes_of(u64::from(i), 200)).unwrap();
-    }
-    let before = memory_used(&db);
-    drop(tree);
-    db.drop_tree("t").unwrap();
-    assert!(
-        within(Duration::from_secs(5), || memory_used(&db) < before / 4),
-        "{} bytes of {before}",
-        memory_used(&db)
-    );
 }
 
 /// A tree is dropped at the n-th read of a cleaning that moves its images, or those of its big values.
@@ -398,7 +318,8 @@ fn a_waker_that_panics_harms_nobody_else() {
     assert!(receiver.recv_timeout(Duration::from_secs(5)).unwrap().is_ok());
 }
 
-/// Nobody but the waker has the task, and nobody but the task has the database: it is closed on its own thread.
+/// Nobody but the waker has the task, and nobody but the task has the database: it is closed on its own
+/// thread.
 #[test]
 fn a_waker_may_own_the_last_handle() {
     let medium = slow_medium();
@@ -416,8 +337,8 @@ fn a_waker_may_own_the_last_handle() {
     assert_eq!(open().get("k").unwrap(), Some("v".into()));
 }
 
-/// Some executors poll where they are woken, which is on the thread that serves flushes. The task writes, flushes again
-/// and drops the last handle there.
+/// Some executors poll where they are woken, which is on the thread that serves flushes. The task writes,
+/// flushes again and drops the last handle there.
 #[test]
 fn a_waker_may_poll_inline() {
     let medium = slow_medium();
@@ -520,8 +441,8 @@ fn from_both_ends(mut iter: sled::Iter, random: &mut Random) -> Keys {
     [front, back].concat()
 }
 
-/// Ranges, prefixes and neighbours agree with a map for bounds of every shape, inverted and empty ones included, over leaves
-/// that split and merge all the time.
+/// Ranges, prefixes and neighbours agree with a map for bounds of every shape, inverted and empty ones
+/// included, over leaves that split and merge all the time.
 #[test]
 fn bounds_of_every_shape_agree_with_a_map() {
     let tuning = Tuning { threads: false, leaf_bytes: 128, fanout: 3, ..Tuning::default() };
@@ -560,8 +481,8 @@ fn bounds_of_every_shape_agree_with_a_map() {
     check_invariants(&db).unwrap();
 }
 
-/// Leaves that were split off are evicted before they are linked, while others split the same ones: nobody may read what was
-/// there before.
+/// Leaves that were split off are evicted before they are linked, while others split the same ones: nobody
+/// may read what was there before.
 #[test]
 fn splits_race_with_eviction() {
     let tuning = Tuning {
@@ -604,8 +525,8 @@ fn splits_race_with_eviction() {
     check_invariants(&db).unwrap();
 }
 
-/// Leaves are moved by the cleaner while the separators of their splits are still to be posted: all of it is there,
-/// before and after a crash.
+/// Leaves are moved by the cleaner while the separators of their splits are still to be posted: all of it is
+/// there, before and after a crash.
 #[test]
 fn cleaning_races_with_splits() {
     let tuning = Tuning {
@@ -627,7 +548,8 @@ fn cleaning_races_with_splits() {
                 let mut random = Random(thread * 77 + 5);
                 while Instant::now() < until {
                     let group = random.below(40);
-                    // Two threads split leaves far apart, one reads, the others keep memory and cleaner busy elsewhere.
+                    // Two threads split leaves far apart, one reads, the others keep memory and cleaner busy
+                    // elsewhere.
                     let key = match thread {
                         0 | 1 => format!("a{group:03}/{:05}", random.below(99000)),
                         2 => {

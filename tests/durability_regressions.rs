@@ -1,8 +1,8 @@
 //! Ways in which something acknowledged was once lost, or dead bytes once stayed alive.
 //!
-//! Each test puts a database on a simulated medium into the one state that was handled wrongly: by calling it from
-//! a hook before a call of the medium, by letting that call fail, or by crashing at a chosen moment. Then it opens what
-//! the medium holds, in the machine that failed or after a crash, and compares.
+//! Each test puts a database on a simulated medium into the one state that was handled wrongly: by calling it
+//! from a hook before a call of the medium, by letting that call fail, or by crashing at a chosen moment.
+//! Then it opens what the medium holds, in the machine that failed or after a crash, and compares.
 
 mod common_durability;
 
@@ -28,8 +28,8 @@ fn is_directory_root(bytes: &[u8]) -> bool {
     bytes.starts_with(b"IMG1") && bytes[8] == 4
 }
 
-/// The checkpoint's redo position is the end of a full segment; what is written during it goes on in the next one. The
-/// full segment has nothing to replay, but it is where replay begins: it must not be freed.
+/// The checkpoint's redo position is the end of a full segment; what is written during it goes on in the next
+/// one. The full segment has nothing to replay, but it is where replay begins: it must not be freed.
 #[test]
 fn a_checkpoint_at_a_segments_end_keeps_that_segment() {
     let medium = Hooked::default();
@@ -60,8 +60,8 @@ fn a_checkpoint_at_a_segments_end_keeps_that_segment() {
     assert_eq!(hooks.load(Ordering::SeqCst), 24, "the hook did not meet the checkpoint");
 }
 
-/// After a failed sync the machine still shows what will never reach the medium. Who opens the database there goes on
-/// from what is shown, so it has to be written once more.
+/// After a failed sync the machine still shows what will never reach the medium. Who opens the database there
+/// goes on from what is shown, so it has to be written once more.
 #[test]
 fn what_is_read_after_a_failed_sync_is_written_again() {
     for mode in [CrashMode::DropUnsynced, CrashMode::KeepAll] {
@@ -85,7 +85,8 @@ fn what_is_read_after_a_failed_sync_is_written_again() {
     }
 }
 
-/// The same, with big values, and a sync that fails at any point of a checkpoint: of its images, of its superblock.
+/// The same, with big values, and a sync that fails at any point of a checkpoint: of its images, of its
+/// superblock.
 #[test]
 fn what_is_read_after_a_failed_sync_of_a_checkpoint_is_written_again() {
     for failing in 0..4 {
@@ -114,8 +115,8 @@ fn what_is_read_after_a_failed_sync_of_a_checkpoint_is_written_again() {
     }
 }
 
-/// A checkpoint begins while the record that raises the limit of identifiers is being synced. It must not note the old
-/// limit and skip the record.
+/// A checkpoint begins while the record that raises the limit of identifiers is being synced. It must not
+/// note the old limit and skip the record.
 #[test]
 fn an_identifier_given_out_around_a_checkpoint_does_not_come_back() {
     let medium = Hooked::default();
@@ -143,8 +144,8 @@ fn an_identifier_given_out_around_a_checkpoint_does_not_come_back() {
     }
 }
 
-/// Both superblock slots are written at creation. Were the first of them still of generation one when something was
-/// acknowledged, then losing the second would silently give an empty database.
+/// Both superblock slots are written at creation. Were the first of them still of generation one when
+/// something was acknowledged, then losing the second would silently give an empty database.
 #[test]
 fn the_first_generation_is_gone_before_anything_is_acknowledged() {
     let medium = SimStorage::new();
@@ -206,8 +207,8 @@ fn two_syncs_never_overlap() {
     assert_eq!(most.load(Ordering::SeqCst), 1);
 }
 
-/// Whether less than `bound` bytes are live after a few checkpoints. Other tests of this process hold the epoch up now and
-/// then, so a few may be many.
+/// Whether less than `bound` bytes are live after a few checkpoints. Other tests of this process hold the
+/// epoch up now and then, so a few may be many.
 fn lives_on_less(db: &Db, bound: u64) -> bool {
     let begun = Instant::now();
     loop {
@@ -222,8 +223,8 @@ fn lives_on_less(db: &Db, bound: u64) -> bool {
     }
 }
 
-/// The images of a dropped tree, big values too, are dead after it was freed: in this opening, after a crash at any
-/// moment since, and after closing right behind the drop.
+/// The images of a dropped tree, big values too, are dead after it was freed: in this opening, after a crash
+/// at any moment since, and after closing right behind the drop.
 #[test]
 fn a_dropped_tree_leaves_no_live_bytes() {
     let filled = || {
@@ -290,8 +291,8 @@ fn a_tree_dropped_before_closing_leaves_no_live_bytes() {
     }
 }
 
-/// Values of several segments are replaced, and crashes come between: neither the old ones nor those that no replay
-/// reached stay alive.
+/// Values of several segments are replaced, and crashes come between: neither the old ones nor those that no
+/// replay reached stay alive.
 #[test]
 fn long_values_replaced_over_crashes_do_not_pile_up() {
     let dog = Watchdog::new(Duration::from_secs(20));

@@ -7,6 +7,10 @@
 //! makes checkpoints when foreground operations say that something is due. Both sleep without a timer when
 //! there is nothing to do.
 //!
+//! Retired memory is given back when the epoch moves on, which takes somebody who pins. When all are at rest
+//! that is the maintenance thread, a few times in growing intervals; what a sleeping guard holds up then waits
+//! for the next call.
+//!
 //! If one of them panics, the log is poisoned with the cause: every later write says so, and nobody waits for
 //! it.
 

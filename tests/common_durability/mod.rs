@@ -1,5 +1,5 @@
-//! What the tests of durability and resources share: seeds, a watchdog, scratch directories, tiny sizes, a medium
-//! that tells before every call.
+//! What the tests of durability and resources share: seeds, a watchdog, scratch directories, tiny sizes, a
+//! medium that tells before every call.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 

@@ -1,0 +1,113 @@
+//! Memory that was once kept though nothing needed it any more, and calls that once took more than there is
+//! to take.
+//!
+//! The tests run one at a time and in a process without others: memory is given back through an epoch that
+//! all databases of a process share, and a busy neighbour holds it up.
+
+mod common_durability;
+
+use common_durability::bytes_of;
+use sled::Config;
+use sled::testing::{SimStorage, Tuning, counters, memory_used, open_on};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether it became true in time.
+fn within(limit: Duration, what: impl Fn() -> bool) -> bool {
+    let begun = Instant::now();
+    while !what() {
+        if begun.elapsed() > limit {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
+
+const CAPACITY: u64 = 1 << 20;
+/// What is not evicted at rest: redo buffers, the table of pages, what other threads have retired and not yet
+/// handed on.
+const REST: u64 = 512 << 10;
+/// What foreground calls may be ahead of the thread that evicts, and a bit.
+const AHEAD: u64 = 5 << 20;
+
+/// As a normal open, but redo buffers are small beside what is measured.
+fn small_buffers() -> Tuning {
+    Tuning { redo_buffer: 16 << 10, ..Tuning::default() }
+}
+
+/// Nothing writes, so nothing but the reads themselves can say that memory is full.
+#[test]
+fn reads_keep_to_the_capacity() {
+    let _alone = alone();
+    let config = Config::new().flush_every_ms(None).cache_capacity(CAPACITY);
+    let db = open_on(SimStorage::new(), &config, small_buffers()).unwrap();
+    let trees: Vec<_> = (0..150_u32).map(|i| db.open_tree(i.to_be_bytes()).unwrap()).collect();
+    // Ten times the capacity, so that reads cannot stay below the bound by themselves.
+    for (i, tree) in trees.iter().enumerate() {
+        for j in 0..250_u64 {
+            tree.insert(j.to_be_bytes(), bytes_of(i as u64 + j, 250)).unwrap();
+        }
+    }
+    db.flush().unwrap();
+    let at_rest = || memory_used(&db) < CAPACITY + REST;
+    assert!(
+        within(Duration::from_secs(5), at_rest),
+        "{} bytes of {CAPACITY} after writing",
+        memory_used(&db)
+    );
+
+    type Read = fn(&sled::Tree, [u8; 8]);
+    let reads: [(&str, Read); 6] = [
+        ("get", |tree, key| assert!(tree.get(key).unwrap().is_some())),
+        ("contains_key", |tree, key| assert!(tree.contains_key(key).unwrap())),
+        ("get_gt", |tree, key| drop(tree.get_gt(key).unwrap())),
+        ("get_lt", |tree, key| drop(tree.get_lt(key).unwrap())),
+        ("first", |tree, _| assert!(tree.first().unwrap().is_some())),
+        ("last", |tree, _| assert!(tree.last().unwrap().is_some())),
+    ];
+    for (name, read) in reads {
+        let faults = counters(&db).faults;
+        let mut peak = 0;
+        // Of the ends of trees there are few, and these are read for longer.
+        for _ in 0..if matches!(name, "first" | "last") { 10 } else { 1 } {
+            for key in (0..250_u64).step_by(25) {
+                for tree in &trees {
+                    read(tree, key.to_be_bytes());
+                    peak = peak.max(memory_used(&db));
+                }
+            }
+        }
+        assert!(counters(&db).faults > faults + 50, "{name} reads nothing from the medium");
+        assert!(peak < CAPACITY + AHEAD, "{name}: {peak} bytes of {CAPACITY}");
+        assert!(
+            within(Duration::from_secs(5), at_rest),
+            "{name}: {} bytes of {CAPACITY} at rest",
+            memory_used(&db)
+        );
+    }
+}
+
+/// Without a write that would wake maintenance.
+#[test]
+fn a_dropped_tree_gives_its_memory_back() {
+    let _alone = alone();
+    let db = open_on(SimStorage::new(), &Config::new().flush_every_ms(None), small_buffers()).unwrap();
+    let tree = db.open_tree("t").unwrap();
+    for i in 0..20_000_u32 {
+        tree.insert(i.to_be_bytes(), bytes_of(u64::from(i), 200)).unwrap();
+    }
+    let before = memory_used(&db);
+    drop(tree);
+    db.drop_tree("t").unwrap();
+    assert!(
+        within(Duration::from_secs(5), || memory_used(&db) < before / 4),
+        "{} bytes of {before}",
+        memory_used(&db)
+    );
+}
