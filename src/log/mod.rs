@@ -293,7 +293,7 @@ impl Log {
         let writer = if fresh {
             let open = segments.open_redo();
             let mut writer = RedoWriter::new(storage, segments, open, superblock.redo.lsn);
-            writer.start_segment(0)?;
+            writer.start_segment()?;
             // From here on the superblock names a redo stream: what is flushed will be found.
             self.sync()?;
             let redo = writer.position();
@@ -473,7 +473,7 @@ impl Log {
     pub fn fence(&self) -> Result<RedoPosition> {
         let mut writer = self.drain_all()?;
         let writer = writer.as_mut().expect("the stream is started");
-        writer.start_segment(usize::MAX)?;
+        writer.start_segment()?;
         Ok(writer.position())
     }
 

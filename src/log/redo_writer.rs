@@ -4,7 +4,7 @@
 //!
 //! A redo segment's header names the segment that comes next and its nonce, chosen before there is anything
 //! in it; recovery follows this chain and never searches. When a segment is opened for little (somebody
-//! flushes often) and has no blocks on the medium, it is filled with zeros first, so that the syncs to come
+//! flushes often) and has no blocks on the medium, what is left of it is filled with zeros first, so that the syncs to come
 //! have no metadata to commit.
 //!
 //! # Concurrency
@@ -48,6 +48,8 @@ pub struct RedoWriter {
     link: Option<SegmentHeader>,
     /// Segments behind the open one that the redo tail is in, oldest first.
     full: VecDeque<Full>,
+    /// What is left of the open segment has blocks on the medium.
+    filled: bool,
     /// Scratch for one block.
     block: Vec<u8>,
     /// Blocks written. Statistic.
@@ -59,8 +61,8 @@ impl RedoWriter {
     pub fn new(storage: Arc<dyn Storage>, segments: Arc<Segments>, open: (u32, u64), lsn: Lsn) -> RedoWriter {
         let next = segments.open_redo();
         let (full, block) = (VecDeque::new(), Vec::new());
-        let (offset, fresh, link, blocks) = (0, true, None, 0);
-        RedoWriter { storage, segments, open, offset, lsn, next, fresh, link, full, block, blocks }
+        let (offset, fresh, link, blocks, filled) = (0, true, None, 0, false);
+        RedoWriter { storage, segments, open, offset, lsn, next, fresh, link, full, filled, block, blocks }
     }
 
     /// A writer that goes on where a recovered stream ended.
@@ -98,11 +100,20 @@ impl RedoWriter {
         self.blocks
     }
 
-    /// Writes the header of the open segment if it is not there; `pending` bytes are about to follow.
-    ///
-    /// # Errors
-    /// What writing failed with; calling again writes the same.
-    pub fn start_segment(&mut self, pending: usize) -> Result<()> {
+    /// Fills what is left of the open segment with zeros, if little is about to be written and it has no blocks.
+    fn fill(&mut self, pending: usize) -> Result<()> {
+        let size = self.segments.size();
+        if self.filled || pending >= size / 4 {
+            return Ok(());
+        }
+        let zeros = vec![0; size - self.offset];
+        self.storage.write_at(self.segments.offset(self.open.0) + self.offset as u64, &zeros)?;
+        self.filled = true;
+        Ok(())
+    }
+
+    /// Writes the header of the open segment if it is not there.
+    pub fn start_segment(&mut self) -> Result<()> {
         if self.offset > 0 {
             return Ok(());
         }
@@ -115,9 +126,8 @@ impl RedoWriter {
             first: self.lsn.0,
             next: self.next,
         };
-        let size = self.segments.size();
-        let fill = pending < size / 4 && !self.segments.recycled(number);
-        let mut first = vec![0; if fill { size } else { SECTOR }];
+        self.filled = self.segments.recycled(number);
+        let mut first = [0; SECTOR];
         first[..HEADER].copy_from_slice(&header.encode());
         self.storage.write_at(self.segments.offset(number), &first)?;
         if let Some(link) = &self.link {
@@ -147,7 +157,8 @@ impl RedoWriter {
                 self.open = std::mem::replace(&mut self.next, self.segments.open_redo());
                 (self.offset, self.fresh) = (0, false);
             }
-            self.start_segment(rest.len())?;
+            self.start_segment()?;
+            self.fill(rest.len())?;
             let payload = &rest[..rest.len().min(size - self.offset - HEADER)];
             let offset = self.segments.offset(self.open.0) + self.offset as u64;
             self.block.clear();

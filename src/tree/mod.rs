@@ -313,6 +313,11 @@ impl Forest {
         self.cache.retired() > 0 || !self.unfreed.lock().is_empty()
     }
 
+    /// Whether maintenance has a thread of its own, which may take its time.
+    fn has_maintenance_thread(&self) -> bool {
+        self.wake.get().is_some()
+    }
+
     /// Whether the maintenance thread has something to do.
     pub fn is_due(&self) -> bool {
         // Relaxed: a hint.

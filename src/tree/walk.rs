@@ -29,6 +29,7 @@ use crate::pagecache::{
 use crossbeam_epoch::Guard;
 use parking_lot::MutexGuard;
 use std::sync::Arc;
+use std::time::Duration;
 
 impl Forest {
     /// Makes a checkpoint.
@@ -49,10 +50,12 @@ impl Forest {
     }
 
     fn list(&self, builder: &mut CheckpointBuilder, trees: &[Arc<BwTree>]) -> Result<()> {
+        let mut pace = Pace { syncs: self.log().counts()[1], left: MOST_PAUSES };
         for tree in trees {
             builder.tree(tree.id, tree.is_big(), &tree.name);
             let mut low = Some(Vec::new());
             while let Some(from) = low {
+                self.give_way(&mut pace);
                 low = match self.list_step(builder, tree, &from) {
                     Ok(next) => next,
                     // Dropped meanwhile, which is in the redo tail: what was listed of it is a tree that ends
@@ -68,6 +71,17 @@ impl Forest {
             }
         }
         Ok(())
+    }
+
+    /// Between two steps: when others are waiting for syncs, which write what a step has written as well, lets some of
+    /// them go first.
+    fn give_way(&self, pace: &mut Pace) {
+        let syncs = self.log().counts()[1];
+        let others = syncs != std::mem::replace(&mut pace.syncs, syncs);
+        if others && pace.left > 0 && self.has_maintenance_thread() {
+            pace.left -= 1;
+            std::thread::sleep(PAUSE);
+        }
     }
 
     /// Lists the leaves of one lowest inner node from `from` on; where the next step starts.
@@ -323,6 +337,19 @@ impl Forest {
 fn malformed(what: &str) -> Error {
     log::error!("malformed leaf directory: {what}");
     Error::Corruption { at: None, bt: () }
+}
+
+/// How long a checkpoint steps aside for those who flush.
+const PAUSE: Duration = Duration::from_millis(4);
+/// How often it does: about a second in all.
+const MOST_PAUSES: u32 = 250;
+
+/// How a checkpoint gives way.
+struct Pace {
+    /// Syncs when the last step ended.
+    syncs: u64,
+    /// Pauses that are left.
+    left: u32,
 }
 
 /// Smallest keys and PIDs of a node's children.
