@@ -10,8 +10,8 @@ use common_durability::{Hooked, Watchdog, bytes_of, open_tiny, tiny, tiny_config
 use sled::testing::{CrashMode, OpClass, SimStorage, Storage, Tuning, checkpoint, maintain, open_on, space};
 use sled::{Db, IVec};
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// As [`open_tiny`], but there are no checkpoints except those that are asked for.
@@ -28,10 +28,17 @@ fn is_directory_root(bytes: &[u8]) -> bool {
     bytes.starts_with(b"IMG1") && bytes[8] == 4
 }
 
+/// One test at a time: a guard that one of them pins holds back what another waits to see freed.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The checkpoint's redo position is the end of a full segment; what is written during it goes on in the next
 /// one. The full segment has nothing to replay, but it is where replay begins: it must not be freed.
 #[test]
 fn a_checkpoint_at_a_segments_end_keeps_that_segment() {
+    let _alone = alone();
     let medium = Hooked::default();
     let db = Arc::new(open_quiet(&medium).unwrap());
     let hooks = Arc::new(AtomicUsize::new(0));
@@ -64,6 +71,7 @@ fn a_checkpoint_at_a_segments_end_keeps_that_segment() {
 /// goes on from what is shown, so it has to be written once more.
 #[test]
 fn what_is_read_after_a_failed_sync_is_written_again() {
+    let _alone = alone();
     for mode in [CrashMode::DropUnsynced, CrashMode::KeepAll] {
         let medium = SimStorage::new();
         let db = open_tiny(&medium, 4096).unwrap();
@@ -89,6 +97,7 @@ fn what_is_read_after_a_failed_sync_is_written_again() {
 /// superblock.
 #[test]
 fn what_is_read_after_a_failed_sync_of_a_checkpoint_is_written_again() {
+    let _alone = alone();
     for failing in 0..4 {
         let medium = SimStorage::new();
         let db = open_tiny(&medium, 4096).unwrap();
@@ -119,6 +128,7 @@ fn what_is_read_after_a_failed_sync_of_a_checkpoint_is_written_again() {
 /// note the old limit and skip the record.
 #[test]
 fn an_identifier_given_out_around_a_checkpoint_does_not_come_back() {
+    let _alone = alone();
     let medium = Hooked::default();
     let db = open_quiet(&medium).unwrap();
     db.insert("k", "v").unwrap();
@@ -148,6 +158,7 @@ fn an_identifier_given_out_around_a_checkpoint_does_not_come_back() {
 /// something was acknowledged, then losing the second would silently give an empty database.
 #[test]
 fn the_first_generation_is_gone_before_anything_is_acknowledged() {
+    let _alone = alone();
     let medium = SimStorage::new();
     medium.start_recording();
     drop(open_tiny(&medium, 4096).unwrap());
@@ -176,6 +187,7 @@ fn the_first_generation_is_gone_before_anything_is_acknowledged() {
 /// The system reports a failed write-back to one sync only: were two under way, the other would acknowledge.
 #[test]
 fn two_syncs_never_overlap() {
+    let _alone = alone();
     let medium = Hooked::default();
     let db = open_quiet(&medium).unwrap();
     let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -227,6 +239,7 @@ fn lives_on_less(db: &Db, bound: u64) -> bool {
 /// at any moment since, and after closing right behind the drop.
 #[test]
 fn a_dropped_tree_leaves_no_live_bytes() {
+    let _alone = alone();
     let filled = || {
         let medium = SimStorage::new();
         let db = open_tiny(&medium, 4096).unwrap();
@@ -269,6 +282,7 @@ fn a_dropped_tree_leaves_no_live_bytes() {
 /// The same with background threads and values of several pages: what is freed when closing is not forgotten.
 #[test]
 fn a_tree_dropped_before_closing_leaves_no_live_bytes() {
+    let _alone = alone();
     for threads in [false, true] {
         let medium = SimStorage::new();
         let tuning = Tuning { threads, segment: 64 << 10, leaf_bytes: 2048, ..tiny(4096) };
@@ -295,6 +309,7 @@ fn a_tree_dropped_before_closing_leaves_no_live_bytes() {
 /// replay reached stay alive.
 #[test]
 fn long_values_replaced_over_crashes_do_not_pile_up() {
+    let _alone = alone();
     let dog = Watchdog::new(Duration::from_secs(20));
     let mut medium = SimStorage::new();
     let mut seen = Vec::new();

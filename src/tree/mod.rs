@@ -117,7 +117,7 @@ const SPARSE: usize = 1 << 16;
 /// How many of them are worth waking somebody.
 const SPARSE_DUE: usize = 8;
 /// Smallest and largest redo budget that is scaled to the data, bytes.
-const REDO_BUDGET: std::ops::RangeInclusive<u64> = (16 << 20)..=(256 << 20);
+const REDO_BUDGET: std::ops::RangeInclusive<u64> = (32 << 20)..=(256 << 20);
 /// Smallest image budget that is scaled to the data, bytes.
 const LEAST_IMAGES: u64 = 8 << 20;
 
@@ -469,14 +469,16 @@ impl Forest {
 
     fn tidy_alone(&self, alone: &MutexGuard<'_, ()>) -> Result<()> {
         self.cache.check()?;
-        // A dropped tree is not in the directory any more, so its big values should not be counted there
-        // either.
         for _ in 0..8 {
             if self.unfreed.lock().is_empty() {
                 break;
             }
             crossbeam_epoch::pin().flush();
             self.free_dropped()?;
+            std::thread::yield_now();
+        }
+        if self.waits_for_dropped() {
+            return Ok(());
         }
         let cleaned = self.clean();
         self.checkpoint(alone)?;
@@ -484,6 +486,17 @@ impl Forest {
         self.await_epoch();
         self.log().give_back(false)?;
         cleaned
+    }
+
+    /// Whether a checkpoint had better wait. A dropped tree is in no new directory, and its big values would be counted
+    /// there for ever: while a guard keeps it from being freed, the checkpoint that still has it, with the record of its
+    /// drop, stays as long as that is bearable.
+    fn waits_for_dropped(&self) -> bool {
+        // Relaxed: hints.
+        let images = self.log().segments().appended() - self.appended_then.load(Ordering::Relaxed);
+        let bearable = self.log().redo_tail() < 2 * self.redo_budget.load(Ordering::Relaxed)
+            && images < 2 * self.image_budget.load(Ordering::Relaxed);
+        bearable && !self.unfreed.lock().is_empty()
     }
 
     /// Gives what was freed a while to get through the epoch; what a sleeping guard holds up comes next time.

@@ -39,6 +39,11 @@ impl Forest {
     pub(super) fn checkpoint(&self, _alone: &MutexGuard<'_, ()>) -> Result<()> {
         let mut builder = self.cache.begin_checkpoint()?;
         let (trees, next_tree) = self.catalog.snapshot();
+        if self.waits_for_dropped() {
+            // Dropped since that was asked last.
+            self.cache.abandon_checkpoint(builder);
+            return Ok(());
+        }
         let id_floor = self.id_floor();
         match self.list(&mut builder, &trees) {
             Ok(()) => self.cache.finish_checkpoint(builder, next_tree, id_floor),
