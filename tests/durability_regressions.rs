@@ -301,7 +301,13 @@ fn a_tree_dropped_before_closing_leaves_no_live_bytes() {
         }
         drop(db);
         let db = open();
-        assert!(lives_on_less(&db, 6 * 60_000 + 50_000), "threads: {threads}: {} bytes live", space(&db).0);
+        // One value that was written and not yet recorded when a checkpoint counted is counted again by replay.
+        let twice = if threads { 60_000 } else { 0 };
+        assert!(
+            lives_on_less(&db, 6 * 60_000 + 50_000 + twice),
+            "threads: {threads}: {} bytes live",
+            space(&db).0
+        );
     }
 }
 
