@@ -14,7 +14,7 @@ use super::testing::Tuning;
 use super::threads::{Signals, Threads};
 use super::tree::Tree;
 use crate::error::{Error, Result};
-use crate::log::{Log, LogOptions, initial_contents};
+use crate::log::{Log, LogOptions, MAGIC, initial_contents};
 use crate::pagecache::CacheOptions;
 use crate::storage::Storage;
 use crate::tree::{BwTree, DEFAULT_TREE, Forest, TreeOptions};
@@ -100,7 +100,7 @@ pub(super) fn open(config: &Config) -> Result<Db> {
 #[cfg(unix)]
 fn refuse_legacy(path: &std::path::Path) -> Result<()> {
     let legacy = path.join("conf").is_file() || path.join("blobs").is_dir() || has_snapshot(path);
-    if !legacy || crate::storage::disk::starts_with(path, b"sledbwt\n") {
+    if !legacy || crate::storage::disk::starts_with(path, MAGIC) {
         return Ok(());
     }
     Err(Error::Unsupported(format!(
@@ -219,28 +219,25 @@ impl Engine {
 
     /// A handle to the tree of a name, created if there is none.
     pub(super) fn tree(self: &Arc<Self>, name: &[u8]) -> Result<Tree> {
-        let tree = self.forest().open_tree(name)?;
+        Ok(self.handle(self.forest().open_tree(name)?))
+    }
+
+    fn handle(self: &Arc<Self>, tree: Arc<BwTree>) -> Tree {
         let group = Arc::clone(self.groups.lock().entry(tree.id).or_default());
-        Ok(Tree::new(Arc::clone(self), tree, group))
+        Tree::new(Arc::clone(self), tree, group)
     }
 
     /// A handle to the tree of a name, if there is one.
     pub(super) fn existing_tree(self: &Arc<Self>, name: &[u8]) -> Option<Tree> {
-        let tree = self.forest().catalog.get(name)?;
-        let group = Arc::clone(self.groups.lock().entry(tree.id).or_default());
-        Some(Tree::new(Arc::clone(self), tree, group))
+        self.forest().catalog.get(name).map(|tree| self.handle(tree))
     }
 
     /// Drops the tree of a name; `false`: there is none.
     pub(super) fn drop_tree(&self, name: &[u8]) -> Result<bool> {
         let Some(tree) = self.forest().catalog.get(name) else { return Ok(false) };
         let dropped = self.forest().drop_tree(name)?;
-        self.forget(&tree);
-        Ok(dropped)
-    }
-
-    fn forget(&self, tree: &BwTree) {
         self.groups.lock().remove(&tree.id);
+        Ok(dropped)
     }
 }
 

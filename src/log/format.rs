@@ -100,7 +100,8 @@ pub const HEADER: usize = 64;
 /// First position in a new redo stream; 0 stands for "none".
 pub const FIRST_LSN: Lsn = Lsn(64);
 
-const MAGIC: &[u8; 8] = b"sledbwt\n";
+/// What every file of ours starts with.
+pub const MAGIC: &[u8; 8] = b"sledbwt\n";
 const VERSION: u32 = 1;
 const SEGMENT_MAGIC: u32 = u32::from_le_bytes(*b"SEG1");
 const BLOCK_MAGIC: u32 = u32::from_le_bytes(*b"REDO");

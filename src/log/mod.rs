@@ -40,7 +40,7 @@ pub mod segment;
 pub mod stability;
 
 pub use address::{ImageAddr, MAX_IMAGE};
-pub use format::{ImageHeader, ImageKind, SegmentKind};
+pub use format::{ImageHeader, ImageKind, MAGIC, SegmentKind};
 pub use page_stream::{NewImage, PageStream, Stream};
 pub use redo_buffer::Reservation;
 pub use segment::{Page, Segments, Usage};
@@ -637,11 +637,17 @@ impl Log {
         self.ring().bytes() + self.segments.bytes()
     }
 
+    /// Syncs so far.
+    pub fn syncs(&self) -> u64 {
+        // Relaxed: statistic.
+        self.syncs.load(Ordering::Relaxed)
+    }
+
     /// Blocks, syncs, aborted reservations and freed segments so far.
     pub fn counts(&self) -> [u64; 4] {
         let blocks = self.writer().as_ref().map_or(0, RedoWriter::blocks);
-        // Relaxed: statistics.
-        let (syncs, freed) = (self.syncs.load(Ordering::Relaxed), self.freed.load(Ordering::Relaxed));
-        [blocks, syncs, self.ring().aborted(), freed]
+        // Relaxed: statistic.
+        let freed = self.freed.load(Ordering::Relaxed);
+        [blocks, self.syncs(), self.ring().aborted(), freed]
     }
 }

@@ -123,6 +123,11 @@ impl<'a> Inner<'a> {
         self.high().is_some_and(|high| key >= high)
     }
 
+    /// First key past the range of child `i`; `None` = the range has no upper end.
+    pub fn end(self, i: usize) -> Option<Vec<u8>> {
+        if i + 1 < self.children() { Some(self.separator(i + 1)) } else { self.high().map(<[u8]>::to_vec) }
+    }
+
     /// Index of the last child that starts below `key`; `None` = the last child.
     pub fn find_before(self, key: Option<&[u8]>) -> usize {
         let Some(key) = key else { return self.children() - 1 };

@@ -97,11 +97,7 @@ impl Forest {
             return Err(Error::ReportableBug(what));
         }
         for i in 0..node.children() {
-            let end = if i + 1 < node.children() {
-                Some(node.separator(i + 1))
-            } else {
-                node.high().map(<[u8]>::to_vec)
-            };
+            let end = node.end(i);
             self.check_node(tree, node.child(i), &node.separator(i), end.as_deref())?;
         }
         Ok(())

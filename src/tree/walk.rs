@@ -55,7 +55,7 @@ impl Forest {
     }
 
     fn list(&self, builder: &mut CheckpointBuilder, trees: &[Arc<BwTree>]) -> Result<()> {
-        let mut pace = Pace { syncs: self.log().counts()[1], left: MOST_PAUSES };
+        let mut pace = Pace { syncs: self.log().syncs(), left: MOST_PAUSES };
         for tree in trees {
             builder.tree(tree.id, tree.is_big(), &tree.name);
             let mut low = Some(Vec::new());
@@ -81,7 +81,7 @@ impl Forest {
     /// Between two steps: when others are waiting for syncs, which write what a step has written as well, lets some of
     /// them go first.
     fn give_way(&self, pace: &mut Pace) {
-        let syncs = self.log().counts()[1];
+        let syncs = self.log().syncs();
         let others = syncs != std::mem::replace(&mut pace.syncs, syncs);
         if others && pace.left > 0 && self.has_maintenance_thread() {
             pace.left -= 1;
@@ -105,11 +105,7 @@ impl Forest {
         let node = Inner::new(at.frame.base());
         let mut next = from.to_vec();
         for i in node.find(from)..node.children() {
-            let high = if i + 1 < node.children() {
-                Some(node.separator(i + 1))
-            } else {
-                node.high().map(<[u8]>::to_vec)
-            };
+            let high = node.end(i);
             // Up to the next separator, however often the leaf was split since.
             loop {
                 let end = high.as_deref();
@@ -145,11 +141,7 @@ impl Forest {
                 let index = node.find(low);
                 let same = node.child(index) == pid && node.separator(index) == low;
                 if same && self.cache.load(pid, guard).0 == word {
-                    let end = if index + 1 < node.children() {
-                        Some(node.separator(index + 1))
-                    } else {
-                        node.high().map(<[u8]>::to_vec)
-                    };
+                    let end = node.end(index);
                     self.cache.add_leaf(builder, low, image)?;
                     return Ok(end);
                 }
@@ -310,11 +302,7 @@ impl Forest {
             Some((at, _)) => {
                 let node = Inner::new(at.frame.base());
                 let index = node.find(key);
-                let high = if index + 1 < node.children() {
-                    Some(node.separator(index + 1))
-                } else {
-                    node.high().map(<[u8]>::to_vec)
-                };
+                let high = node.end(index);
                 (node.child(index), node.separator(index), high)
             }
         };
