@@ -117,6 +117,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// A merge in a tree that has no operator.
+    pub(crate) fn no_operator() -> Error {
+        Error::Unsupported("merge needs a merge operator: see Tree::set_merge_operator".into())
+    }
+
     /// Damage found at a byte offset of the file.
     pub(crate) const fn corruption_at(offset: u64) -> Error {
         Error::Corruption { at: Some(DiskPtr::Inline(offset)), bt: () }

@@ -45,6 +45,7 @@ mod pagecache;
 mod storage;
 mod tree;
 
+pub use api::batch::Batch;
 #[doc(hidden)]
 pub use api::compat::{
     Atomic, Context, CrossbeamGuard, Guard, Lazy, LogOffset, Lsn, MAX_MSG_HEADER_LEN,
@@ -55,10 +56,14 @@ pub use api::config::{Config, Mode, open};
 pub use api::db::Db;
 pub use api::iter::Iter;
 pub use api::merge_operator::MergeOperator;
+pub use api::subscriber::Subscriber;
 #[doc(hidden)]
 pub use api::testing;
+pub use api::transaction;
+pub use api::transaction::Transactional;
 pub use api::tree::Tree;
 #[doc(hidden)]
 pub use error::DiskPtr;
 pub use error::{CompareAndSwapError, Error, Result};
 pub use ivec::IVec;
+pub use tree::watch::Event;

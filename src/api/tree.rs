@@ -3,6 +3,7 @@
 use super::engine::{Engine, Group};
 use super::iter::Iter;
 use super::merge_operator::MergeOperator;
+use super::subscriber::Subscriber;
 use crate::error::{CompareAndSwapError, CompareAndSwapResult, Error, Result};
 use crate::ivec::IVec;
 use crate::tree::{BwTree, Change, Pairs, Start, Written};
@@ -58,7 +59,8 @@ impl IntoIterator for &Tree {
     }
 }
 
-fn owned<K: AsRef<[u8]>>(bound: Bound<&K>) -> Bound<Vec<u8>> {
+/// A copy of a bound.
+pub(super) fn owned<K: AsRef<[u8]>>(bound: Bound<&K>) -> Bound<Vec<u8>> {
     match bound {
         Bound::Unbounded => Bound::Unbounded,
         Bound::Included(key) => Bound::Included(key.as_ref().to_vec()),
@@ -67,7 +69,7 @@ fn owned<K: AsRef<[u8]>>(bound: Bound<&K>) -> Bound<Vec<u8>> {
 }
 
 /// The least key above all that start with `prefix`.
-fn end_of_prefix(prefix: &[u8]) -> Bound<Vec<u8>> {
+pub(super) fn end_of_prefix(prefix: &[u8]) -> Bound<Vec<u8>> {
     let Some(last) = prefix.iter().rposition(|byte| *byte != 0xFF) else { return Bound::Unbounded };
     let mut end = prefix[..=last].to_vec();
     end[last] += 1;
@@ -83,8 +85,12 @@ impl Tree {
         &self.engine
     }
 
-    pub(super) fn bw(&self) -> &BwTree {
+    pub(super) fn bw(&self) -> &Arc<BwTree> {
         &self.bw
+    }
+
+    pub(super) fn group(&self) -> &Arc<Group> {
+        &self.group
     }
 
     fn write(&self, key: &[u8], decide: impl FnMut(Option<&IVec>) -> Result<Change>) -> Result<Written> {
@@ -318,19 +324,54 @@ impl Tree {
         V: AsRef<[u8]>,
     {
         let (key, operand) = (key.as_ref(), value.as_ref());
-        let missing =
-            || Error::Unsupported("merge needs a merge operator: see Tree::set_merge_operator".into());
         if !self.group.operator.is_set() {
-            return Err(missing());
+            return Err(Error::no_operator());
         }
         let mut new = None;
         self.write(key, |old| {
-            let merged =
-                self.group.operator.call(key, old.map(AsRef::as_ref), operand).ok_or_else(missing)?;
+            let merged = self
+                .group
+                .operator
+                .call(key, old.map(AsRef::as_ref), operand)
+                .ok_or_else(Error::no_operator)?;
             new = merged.map(IVec::from);
             Ok(new.clone().map_or(Change::Remove, Change::Put))
         })?;
         Ok(new)
+    }
+
+    /// Returns a stream of the changes to the keys with a prefix, an empty one for all keys, from now on.
+    ///
+    /// Every change that begins after this has returned is in it, once, and before the call that makes it returns; so
+    /// what is read after this, with the changes that come, misses nothing. All subscribers see the changes of a tree in
+    /// the same order; those of a transaction or a batch are together, in key order. What is in the stream may not be
+    /// durable yet. A write that changes nothing, an insert of the value that is there or a removal of a key that is
+    /// not, is no change; compare-and-swap, update and merge are, whatever the value.
+    ///
+    /// A subscriber never makes a writer wait: when more than 32 MiB of changes wait for it, its stream ends, and
+    /// [`Subscriber::lagged`] says so. It also ends when the tree is dropped, or the last handle of the database is,
+    /// which a subscriber is not. What waits then can still be fetched.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use sled::Event;
+    ///
+    /// # fn main() -> sled::Result<()> {
+    /// let db = sled::Config::new().temporary(true).open()?;
+    /// let subscriber = db.watch_prefix("a");
+    /// db.insert("ab", "1")?;
+    /// db.insert("b", "2")?;
+    /// db.remove("ab")?;
+    /// drop(db);
+    /// let events: Vec<Event> = subscriber.collect();
+    /// let insert = Event::Insert { key: "ab".into(), value: "1".into() };
+    /// assert_eq!(events, [insert, Event::Remove { key: "ab".into() }]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn watch_prefix<P: AsRef<[u8]>>(&self, prefix: P) -> Subscriber {
+        Subscriber::new(&self.bw.watchers, prefix.as_ref())
     }
 
     /// Sets the merge operator of this tree, for all its handles, until the database is closed. Replaces the

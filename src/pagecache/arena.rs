@@ -47,6 +47,8 @@ pub struct Arena {
     retired: AtomicU64,
     /// Bytes in freed blocks that are kept. Any thread, by atomic add.
     cached: AtomicU64,
+    /// Number of the last frame. Any thread, by atomic add.
+    last_id: AtomicU64,
     free: [Mutex<Stack>; CLASSES],
 }
 
@@ -54,7 +56,7 @@ impl Default for Arena {
     fn default() -> Arena {
         let free = std::array::from_fn(|_| Mutex::default());
         let zero = || AtomicU64::new(0);
-        Arena { allocated: zero(), retired: zero(), cached: zero(), free }
+        Arena { allocated: zero(), retired: zero(), cached: zero(), last_id: zero(), free }
     }
 }
 
@@ -120,6 +122,12 @@ impl Arena {
         }
         // SAFETY: the caller promises that it was allocated with this layout and is free of users.
         unsafe { dealloc(block.as_ptr(), layout(size)) };
+    }
+
+    /// A number that was not handed out before.
+    pub fn next_id(&self) -> u64 {
+        // Relaxed: only uniqueness matters.
+        self.last_id.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Notes that `bytes` went out of use and wait for their epoch.

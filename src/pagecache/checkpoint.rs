@@ -108,9 +108,9 @@ impl<P: Page> PageCache<P> {
         let below = if frame.overlay() { Some(self.read_leaf(frame.disk())?) } else { None };
         let folded = P::fold(frame, used, below.as_deref());
         let image = self.write_leaves(Stream::Leaves, &[(frame.tree(), &folded.image)])?[0];
-        // What came while the image was written moves to the new frame.
+        // What is not decided, and what came while the image was written, moves to the new frame.
         let used_now = frame.freeze();
-        let deltas: Vec<_> = (used..used_now).map(|i| frame.delta(i)).collect();
+        let newest = self.log().end();
         let new = NewFrame {
             kind: frame.kind(),
             overlay: false,
@@ -118,9 +118,11 @@ impl<P: Page> PageCache<P> {
             base: &folded.image,
             disk: image,
             first_lsn: Lsn::MAX,
+            newest,
             right: frame.right(),
         };
-        let new = FrameRef::create_with(self.arena(), new, &deltas);
+        let moved = folded.carried.iter().copied().chain(used..used_now);
+        let new = FrameRef::create_with(self.arena(), new, frame, moved);
         if !self.table().swap(pid, Word::resident(frame), Word::resident(new)) {
             // Somebody consolidated or split the page meanwhile, and it keeps its own image. This one is what
             // the directory needs, and belongs to it.
@@ -130,7 +132,7 @@ impl<P: Page> PageCache<P> {
         }
         self.kill(frame.disk());
         // A big value whose end is before the redo LSN is not met again by a replay from here.
-        let replayed = (0..used).any(|i| frame.delta(i).lsn >= builder.redo_lsn());
+        let replayed = frame.has_change_from(used, builder.redo_lsn());
         for big in folded.dropped {
             if replayed {
                 self.kill(big);

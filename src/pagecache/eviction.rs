@@ -140,6 +140,9 @@ impl<P: Page> PageCache<P> {
             // An empty tree's only leaf: there is nothing to win and no image to come back from.
             return Ok(None);
         }
+        if frame.undecided(used).next().is_some() {
+            return Ok(None);
+        }
         let below = if frame.overlay() { Some(self.read_leaf(image)?) } else { None };
         let used = frame.freeze();
         if current(used) {
@@ -153,7 +156,8 @@ impl<P: Page> PageCache<P> {
             count(&self.counters.overlay_faults);
         }
         let folded = P::fold(frame, used, below.as_deref());
-        Ok(Some(Victim { pid, frame, folded }))
+        // Intents that came before the freeze keep the page; whoever writes to it next folds the rest.
+        Ok(folded.carried.is_empty().then_some(Victim { pid, frame, folded }))
     }
 
     /// Writes the victims and swaps their frames for the addresses.

@@ -28,18 +28,22 @@
 #![allow(unsafe_code)]
 
 use super::arena::Arena;
+use super::status::{Outcome, Status};
 use crate::base::Lsn;
 use crate::base::sync::Watch;
 use crate::base::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use crate::log::ImageAddr;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 /// Delta slots of a leaf frame; few enough for every interleaving in a model.
 pub const SLOTS: usize = if cfg!(loom) { 2 } else { 16 };
 
 /// Marks the first empty slot of a frame that was frozen before it was full.
 const SEAL: u64 = 1;
+/// The fingerprint of a run of several changes, which may have any key.
+const ANY: u16 = u16::MAX;
 /// The clock of a frame that the eviction hand must not touch.
 const HELD: u8 = 2;
 const ADDRESS_BITS: u32 = 48;
@@ -65,6 +69,8 @@ pub enum DeltaKind {
     Remove = 1,
     /// The record's value is a reference to a big value.
     PutBig = 2,
+    /// A run: the intents of a transaction for one leaf, which its status decides.
+    Run = 3,
 }
 
 #[repr(C, align(16))]
@@ -82,13 +88,17 @@ struct Header {
     /// Smallest LSN of a change that is in the base and not in the image; MAX = the base equals the image.
     /// Written by the constructor only.
     first_lsn: u64,
+    /// Above the LSN of every change in the base. Written by the constructor only.
+    newest: u64,
+    /// No other frame of this cache has it. Written by the constructor only.
+    id: u64,
     /// The tree of the page. Written by the constructor only.
     tree: u32,
     /// PID of the right sibling, 0 = to be found from the root. Written by the constructor only.
     right: u32,
     /// PID of the page that this one is being merged into. Written before the mapping word says so.
     merge_into: AtomicU32,
-    spare: [u32; 7],
+    spare: [u32; 3],
     /// The header and the base.
     watch: Watch,
 }
@@ -108,13 +118,16 @@ pub struct NewFrame<'a> {
     pub disk: ImageAddr,
     /// Smallest LSN of a change that is in `base` and not in the image.
     pub first_lsn: Lsn,
+    /// Above the LSN of every change in `base`.
+    pub newest: Lsn,
     /// PID of the right sibling, 0 = to be found from the root.
     pub right: u32,
 }
 
 #[repr(C)]
 struct DeltaHeader {
-    /// Written by `set_lsn`, before the record is published.
+    /// Of a change: written by `set_lsn`, before the record is published. Of a run: the address of its status, of
+    /// which the record is an owner.
     lsn: AtomicU64,
     key_len: u32,
     value_len: u32,
@@ -145,11 +158,22 @@ pub struct FrameRef<'g> {
     guard: PhantomData<&'g ()>,
 }
 
-/// A delta record, valid as long as the epoch guard of lifetime `'g`.
+/// What a delta slot holds.
+#[derive(Clone, Copy, Debug)]
+pub enum Slot<'g> {
+    /// One change.
+    Change(DeltaRef<'g>),
+    /// The intents of a transaction for this leaf.
+    Run(RunRef<'g>),
+}
+
+/// A change, valid as long as the epoch guard of lifetime `'g`.
 #[derive(Clone, Copy, Debug)]
 pub struct DeltaRef<'g> {
     /// Position of its redo record.
     pub lsn: Lsn,
+    /// Above the LSN of every change that precedes it, and its own.
+    pub stamp: Lsn,
     /// What it does.
     pub kind: DeltaKind,
     /// The fingerprint in its slot.
@@ -167,8 +191,21 @@ pub struct Look<'g> {
     pub used: usize,
     /// Whether nothing can be published any more.
     pub frozen: bool,
-    /// The newest delta of the key.
+    /// The newest change of the key.
     pub delta: Option<DeltaRef<'g>>,
+    /// The slot that it is in; [`SLOTS`] if there is none.
+    pub slot: usize,
+    /// The run with an intent of somebody else for the key that is not decided.
+    pub blocked: Option<RunRef<'g>>,
+}
+
+/// Who looks at the deltas of a key.
+#[derive(Clone, Copy, Debug)]
+pub enum Looker<'a> {
+    /// Somebody who reads: waits for a transaction that is deciding.
+    Reader,
+    /// Somebody who wants to write, or to validate: is told of undecided intents but those of this status.
+    Writer(Option<&'a Status>),
 }
 
 /// A delta record that is not published yet; freed when dropped unpublished.
@@ -177,6 +214,8 @@ pub struct NewDelta<'a> {
     arena: &'a Arena,
     ptr: NonNull<u8>,
     size: usize,
+    /// A run of more than one intent.
+    is_long: bool,
 }
 
 /// Calls `work` once every guard that is pinned now has ended.
@@ -196,6 +235,146 @@ unsafe fn give_back(arena: &Arena, block: NonNull<u8>, size: usize) {
     }
 }
 
+/// The intents of a transaction for one leaf.
+#[derive(Clone, Copy, Debug)]
+pub struct RunRef<'g> {
+    /// What decides about them.
+    pub status: &'g Status,
+    bytes: &'g [u8],
+}
+
+impl<'g> RunRef<'g> {
+    /// Number of intents.
+    pub fn len(self) -> usize {
+        run::len(self.bytes)
+    }
+
+    /// Intent `i` in key order: what is to be done, key and value.
+    pub fn intent(self, i: usize) -> (DeltaKind, &'g [u8], &'g [u8]) {
+        run::intent(self.bytes, i)
+    }
+
+    /// Index of the first intent whose key is not below `key`.
+    pub fn lower_bound(self, key: &[u8]) -> usize {
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.intent(middle).1 < key { low = middle + 1 } else { high = middle }
+        }
+        low
+    }
+
+    /// The intent for a key.
+    pub fn find(self, key: &[u8]) -> Option<(DeltaKind, &'g [u8], &'g [u8])> {
+        let i = self.lower_bound(key);
+        (i < self.len()).then(|| self.intent(i)).filter(|(_, found, _)| *found == key)
+    }
+
+    /// The LSN of the changes, if they are some; whoever reads past an intent waits for a transaction that is deciding.
+    pub fn settled(self) -> Option<Lsn> {
+        let mut outcome = self.status.outcome();
+        if outcome == Outcome::Deciding {
+            outcome = self.status.settle();
+        }
+        match outcome {
+            Outcome::Committed(lsn) => Some(lsn),
+            _ => None,
+        }
+    }
+
+    /// Intent `i` as the change that it has become.
+    pub fn change(self, i: usize, lsn: Lsn, fingerprint: u16) -> DeltaRef<'g> {
+        let (kind, key, value) = self.intent(i);
+        DeltaRef { lsn, stamp: self.status.stamp(), kind, fingerprint, key, value }
+    }
+
+    #[cold]
+    fn look(
+        self,
+        fingerprint: u16,
+        key: &[u8],
+        who: Looker<'_>,
+        blocked: &mut Option<RunRef<'g>>,
+    ) -> Option<DeltaRef<'g>> {
+        let i = self.lower_bound(key);
+        if i == self.len() || self.intent(i).1 != key {
+            return None;
+        }
+        match who {
+            Looker::Reader => self.settled().map(|lsn| self.change(i, lsn, fingerprint)),
+            Looker::Writer(own) => match self.status.outcome() {
+                Outcome::Committed(lsn) => Some(self.change(i, lsn, fingerprint)),
+                Outcome::Aborted => None,
+                Outcome::Pending | Outcome::Deciding => {
+                    if !own.is_some_and(|own| std::ptr::eq(own, self.status)) {
+                        *blocked = Some(self);
+                    }
+                    None
+                }
+            },
+        }
+    }
+
+    /// A share in the status.
+    pub fn owner(self) -> Arc<Status> {
+        let status = std::ptr::from_ref(self.status).expose_provenance();
+        let status = std::ptr::with_exposed_provenance::<Status>(status);
+        // SAFETY: from `Arc::into_raw`, and the record keeps its share.
+        unsafe { Arc::increment_strong_count(status) };
+        // SAFETY: this is the share that was just made.
+        unsafe { Arc::from_raw(status) }
+    }
+}
+
+/// The bytes of a run: number of intents, offset of each, then each: kind, length of the key, length of the value
+/// (u32 each), key, value.
+mod run {
+    use super::DeltaKind;
+
+    fn number(bytes: &[u8], at: usize) -> usize {
+        u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes")) as usize
+    }
+
+    pub fn encode(intents: &[(DeltaKind, &[u8], &[u8])]) -> Vec<u8> {
+        let table = 4 + 4 * intents.len();
+        let content: usize = intents.iter().map(|(_, key, value)| 12 + key.len() + value.len()).sum();
+        let mut out = Vec::with_capacity(table + content);
+        let put = |out: &mut Vec<u8>, n: usize| {
+            out.extend_from_slice(&u32::try_from(n).expect("a run is shorter than 4 GiB").to_ne_bytes());
+        };
+        put(&mut out, intents.len());
+        let mut at = table;
+        for (_, key, value) in intents {
+            put(&mut out, at);
+            at += 12 + key.len() + value.len();
+        }
+        for (kind, key, value) in intents {
+            put(&mut out, *kind as usize);
+            put(&mut out, key.len());
+            put(&mut out, value.len());
+            out.extend_from_slice(key);
+            out.extend_from_slice(value);
+        }
+        out
+    }
+
+    pub fn len(bytes: &[u8]) -> usize {
+        number(bytes, 0)
+    }
+
+    pub fn intent(bytes: &[u8], i: usize) -> (DeltaKind, &[u8], &[u8]) {
+        let at = number(bytes, 4 + 4 * i);
+        let kind = match number(bytes, at) {
+            0 => DeltaKind::Put,
+            1 => DeltaKind::Remove,
+            _ => DeltaKind::PutBig,
+        };
+        let (key, value) = (number(bytes, at + 4), number(bytes, at + 8));
+        let rest = &bytes[at + 12..at + 12 + key + value];
+        (kind, &rest[..key], &rest[key..])
+    }
+}
+
 fn slot_area(kind: FrameKind) -> usize {
     match kind {
         FrameKind::Leaf => SLOTS * size_of::<AtomicU64>(),
@@ -207,6 +386,7 @@ impl<'a> NewDelta<'a> {
     /// Copies a change into a new record.
     pub fn new(arena: &'a Arena, kind: DeltaKind, key: &[u8], value: &[u8]) -> NewDelta<'a> {
         let size = DELTA_HEADER + key.len() + value.len();
+        let is_long = kind == DeltaKind::Run && run::len(value) > 1;
         let ptr = arena.alloc(size);
         let header = DeltaHeader {
             lsn: AtomicU64::new(0),
@@ -225,7 +405,36 @@ impl<'a> NewDelta<'a> {
         let value_at = unsafe { body.add(key.len()) };
         // SAFETY: the value fits behind the key; source and block are distinct.
         unsafe { value_at.as_ptr().copy_from_nonoverlapping(value.as_ptr(), value.len()) };
-        NewDelta { arena, ptr, size }
+        NewDelta { arena, ptr, size, is_long }
+    }
+
+    /// A run of intents in key order: for each key what is to be done, and the value or the reference to it.
+    pub fn run(
+        arena: &'a Arena,
+        status: &Arc<Status>,
+        intents: &[(DeltaKind, &[u8], &[u8])],
+    ) -> NewDelta<'a> {
+        let delta = NewDelta::new(arena, DeltaKind::Run, &[], &run::encode(intents));
+        let owner = Arc::into_raw(Arc::clone(status)).expose_provenance();
+        delta.set_lsn(Lsn(owner as u64));
+        delta
+    }
+
+    /// A copy of what slot `i` of a frame holds, for another frame of the page.
+    pub fn copy(arena: &'a Arena, frame: FrameRef<'_>, i: usize) -> NewDelta<'a> {
+        match frame.slot(i) {
+            Slot::Change(delta) => {
+                let copy = NewDelta::new(arena, delta.kind, delta.key, delta.value);
+                copy.set_lsn(delta.lsn);
+                copy
+            }
+            Slot::Run(run) => {
+                let copy = NewDelta::new(arena, DeltaKind::Run, &[], run.bytes);
+                let owner = Arc::into_raw(run.owner()).expose_provenance();
+                copy.set_lsn(Lsn(owner as u64));
+                copy
+            }
+        }
     }
 
     /// Sets the position of the redo record, before the record is published.
@@ -246,7 +455,26 @@ impl<'a> NewDelta<'a> {
 impl Drop for NewDelta<'_> {
     fn drop(&mut self) {
         // SAFETY: never published (`publish` forgets it), so nobody else has the pointer.
+        unsafe { disown_status(self.ptr) };
+        // SAFETY: as above.
         unsafe { self.arena.free(self.ptr, self.size) };
+    }
+}
+
+/// Ends the share that a run's record has in its status; does nothing for a change.
+///
+/// # Safety
+/// - `record` is an initialised record that is freed next, and nobody looks at it any more
+unsafe fn disown_status(record: NonNull<u8>) {
+    // SAFETY: initialised, as the caller promises.
+    let header = unsafe { record.cast::<DeltaHeader>().as_ref() };
+    // Relaxed: written before the record was published, or by this thread.
+    let word = header.lsn.load(Ordering::Relaxed);
+    // A run that was never given its owner has none.
+    if header.kind == DeltaKind::Run && word != 0 {
+        let status = std::ptr::with_exposed_provenance::<Status>(word as usize);
+        // SAFETY: from `Arc::into_raw`, for this record, which gives it up here.
+        drop(unsafe { Arc::from_raw(status) });
     }
 }
 
@@ -262,10 +490,12 @@ impl<'g> FrameRef<'g> {
             base_len: u32::try_from(new.base.len()).expect("a base image is shorter than 4 GiB"),
             disk: new.disk.0,
             first_lsn: new.first_lsn.0,
+            newest: new.newest.0,
+            id: arena.next_id(),
             tree: new.tree,
             right: new.right,
             merge_into: AtomicU32::new(0),
-            spare: [0; 7],
+            spare: [0; 3],
             watch: Watch::new(),
         };
         // SAFETY: the block is large enough, 16-aligned and ours alone.
@@ -285,16 +515,24 @@ impl<'g> FrameRef<'g> {
         FrameRef { ptr: ptr.cast(), guard: PhantomData }
     }
 
-    /// Allocates a frame with copies of deltas in its first slots.
-    pub fn create_with(arena: &Arena, new: NewFrame<'_>, deltas: &[DeltaRef<'_>]) -> FrameRef<'g> {
+    /// Allocates a frame with copies of some slots of another frame of the page in its first slots.
+    pub fn create_with(
+        arena: &Arena,
+        new: NewFrame<'_>,
+        from: FrameRef<'_>,
+        slots: impl IntoIterator<Item = usize>,
+    ) -> FrameRef<'g> {
         let frame = FrameRef::create(arena, new);
-        for (i, delta) in deltas.iter().enumerate() {
-            let copy = NewDelta::new(arena, delta.kind, delta.key, delta.value);
-            copy.set_lsn(delta.lsn);
-            let (published, _) = frame.publish(i, delta.fingerprint, copy);
-            debug_assert!(matches!(published, Published::Installed), "the frame is ours alone");
+        for (at, i) in slots.into_iter().enumerate() {
+            frame.put(at, from.slot_fingerprint(i), NewDelta::copy(arena, from, i));
         }
         frame
+    }
+
+    /// Fills slot `i` of a frame that nobody else has yet.
+    pub fn put(self, i: usize, fingerprint: u16, delta: NewDelta<'_>) {
+        let (published, _) = self.publish(i, fingerprint, delta);
+        debug_assert!(matches!(published, Published::Installed), "the frame is ours alone");
     }
 
     /// Allocates a frame with the same content and first `used` deltas, whose image is at `disk`.
@@ -306,10 +544,10 @@ impl<'g> FrameRef<'g> {
             base: self.base(),
             disk,
             first_lsn: self.first_lsn(),
+            newest: self.newest(),
             right: self.right(),
         };
-        let deltas: Vec<_> = (0..used).map(|i| self.delta(i)).collect();
-        FrameRef::create_with(arena, new, &deltas)
+        FrameRef::create_with(arena, new, self, 0..used)
     }
 
     /// The frame at an address that was read from a mapping word.
@@ -366,8 +604,8 @@ impl<'g> FrameRef<'g> {
     pub fn used(self) -> (usize, bool) {
         let slots = self.slots();
         for (i, slot) in slots.iter().enumerate() {
-            // Acquire: pairs with the CAS in `publish`, so the record is initialised.
-            match slot.load(Ordering::Acquire) {
+            // SeqCst: pairs with the CAS in `publish`: acquires the record, and see `Status::outcome`.
+            match slot.load(Ordering::SeqCst) {
                 0 => return (i, false),
                 SEAL => return (i, true),
                 _ => {}
@@ -376,18 +614,33 @@ impl<'g> FrameRef<'g> {
         (SLOTS, true)
     }
 
-    /// Delta `i`, which must be below what `used` returned.
+    /// What slot `i`, which must be below what `used` returned, holds.
     #[inline]
-    pub fn delta(self, i: usize) -> DeltaRef<'g> {
+    pub fn slot(self, i: usize) -> Slot<'g> {
         // Acquire: pairs with the CAS in `publish`.
         let word = self.slots()[i].load(Ordering::Acquire);
         debug_assert!(word > SEAL, "P1: delta {i} is published");
-        Self::delta_at(word)
+        Self::slot_at(word)
+    }
+
+    /// The change in slot `i`, which holds one.
+    #[cfg(test)]
+    pub fn delta(self, i: usize) -> DeltaRef<'g> {
+        match self.slot(i) {
+            Slot::Change(delta) => delta,
+            Slot::Run(_) => panic!("slot {i} holds a run"),
+        }
+    }
+
+    /// The fingerprint of slot `i`, which must be below what `used` returned.
+    fn slot_fingerprint(self, i: usize) -> u16 {
+        // Relaxed: published slots do not change.
+        (self.slots()[i].load(Ordering::Relaxed) >> ADDRESS_BITS) as u16
     }
 
     /// The record of a published slot word, which was read with Acquire.
     #[inline]
-    fn delta_at(word: u64) -> DeltaRef<'g> {
+    fn slot_at(word: u64) -> Slot<'g> {
         let ptr = std::ptr::with_exposed_provenance::<u8>((word & ADDRESS_MASK) as usize);
         // SAFETY: published records are initialised and freed with their frame (P4).
         let header = unsafe { &*ptr.cast::<DeltaHeader>() };
@@ -401,36 +654,70 @@ impl<'g> FrameRef<'g> {
         // SAFETY: `new` copied this many bytes there; immutable since.
         let value = unsafe { std::slice::from_raw_parts(value_at, header.value_len as usize) };
         // Relaxed: written before the publishing CAS, which the Acquire above pairs with.
-        DeltaRef {
-            lsn: Lsn(header.lsn.load(Ordering::Relaxed)),
-            kind: header.kind,
-            fingerprint: (word >> ADDRESS_BITS) as u16,
-            key,
-            value,
+        let word_in = header.lsn.load(Ordering::Relaxed);
+        let fingerprint = (word >> ADDRESS_BITS) as u16;
+        if header.kind == DeltaKind::Run {
+            let status = std::ptr::with_exposed_provenance::<Status>(word_in as usize);
+            // SAFETY: the record is an owner of it, and lives as long as the guard (P4).
+            return Slot::Run(RunRef { status: unsafe { &*status }, bytes: value });
         }
+        let lsn = Lsn(word_in);
+        Slot::Change(DeltaRef { lsn, stamp: lsn.plus(1), kind: header.kind, fingerprint, key, value })
     }
 
     /// Looks through the published deltas, newest first, for the one that decides about `key`.
     #[inline]
-    pub fn look(self, fingerprint: u16, key: &[u8]) -> Look<'g> {
+    pub fn look(self, fingerprint: u16, key: &[u8], who: Looker<'_>) -> Look<'g> {
         let slots = self.slots();
         let mut words = [0; SLOTS];
         let (mut used, mut frozen) = (SLOTS, true);
         for (i, slot) in slots.iter().enumerate() {
-            // Acquire: pairs with the CAS in `publish`, so the record is initialised.
-            let word = slot.load(Ordering::Acquire);
+            // SeqCst: as in `used`.
+            let word = slot.load(Ordering::SeqCst);
             if word <= SEAL {
                 (used, frozen) = (i, word == SEAL);
                 break;
             }
             words[i] = word;
         }
-        let matching = words[..used].iter().enumerate().rev();
-        let delta = matching
-            .filter(|(_, word)| (**word >> ADDRESS_BITS) as u16 == fingerprint)
-            .map(|(_, word)| Self::delta_at(*word))
-            .find(|delta| delta.key == key);
-        Look { used, frozen, delta }
+        let mut look = Look { used, frozen, delta: None, slot: SLOTS, blocked: None };
+        for (i, word) in words[..used].iter().enumerate().rev() {
+            let found = (*word >> ADDRESS_BITS) as u16;
+            if found != fingerprint && found != ANY {
+                continue;
+            }
+            match Self::slot_at(*word) {
+                Slot::Change(delta) if delta.key == key => {
+                    (look.delta, look.slot) = (Some(delta), i);
+                    break;
+                }
+                Slot::Change(_) => {}
+                Slot::Run(run) => {
+                    look.delta = run.look(fingerprint, key, who, &mut look.blocked);
+                    if look.delta.is_some() {
+                        look.slot = i;
+                        break;
+                    }
+                }
+            }
+        }
+        look
+    }
+
+    /// Whether slot `i` says anything about a key.
+    pub fn concerns(self, i: usize, key: &[u8]) -> bool {
+        match self.slot(i) {
+            Slot::Change(delta) => delta.key == key,
+            Slot::Run(run) => run.find(key).is_some(),
+        }
+    }
+
+    /// The undecided runs among the first `used` slots.
+    pub fn undecided(self, used: usize) -> impl Iterator<Item = RunRef<'g>> {
+        (0..used).filter_map(move |i| match self.slot(i) {
+            Slot::Run(run) if run.status.outcome().is_open() => Some(run),
+            _ => None,
+        })
     }
 
     /// Puts a delta into slot `i`. The linearization point of writes.
@@ -443,9 +730,10 @@ impl<'g> FrameRef<'g> {
         delta: NewDelta<'a>,
     ) -> (Published, Option<NewDelta<'a>>) {
         let Some(slot) = self.slots().get(i) else { return (Published::Frozen, Some(delta)) };
-        // AcqRel: Release publishes the record to the Acquire loads in `used`, `look` and `delta`;
+        let fingerprint = if delta.is_long { ANY } else { fingerprint };
+        // SeqCst: releases the record to the loads in `used`, `look` and `slot`, and see `Status::outcome`.
         // Acquire on failure lets the caller look at the winner.
-        match slot.compare_exchange(0, delta.word(fingerprint), Ordering::AcqRel, Ordering::Acquire) {
+        match slot.compare_exchange(0, delta.word(fingerprint), Ordering::SeqCst, Ordering::Acquire) {
             Ok(_) => {
                 std::mem::forget(delta);
                 (Published::Installed, None)
@@ -477,9 +765,38 @@ impl<'g> FrameRef<'g> {
         Lsn(self.header().first_lsn)
     }
 
-    /// Smallest LSN of a change, in the base or the first `used` deltas, that is in no image.
+    /// The LSN of slot `i`, if it holds what is decided to be a change.
+    fn lsn(self, i: usize) -> Option<Lsn> {
+        match self.slot(i) {
+            Slot::Change(delta) => Some(delta.lsn),
+            Slot::Run(run) => match run.status.outcome() {
+                Outcome::Committed(lsn) => Some(lsn),
+                _ => None,
+            },
+        }
+    }
+
+    /// Smallest LSN of a change, in the base or the first `used` deltas, that is in no image. What is not decided yet
+    /// has a later LSN than any that was completed before the call.
     pub fn first_change(self, used: usize) -> Lsn {
-        (0..used).map(|i| self.delta(i).lsn).fold(self.first_lsn(), Lsn::min)
+        (0..used).filter_map(|i| self.lsn(i)).fold(self.first_lsn(), Lsn::min)
+    }
+
+    /// Whether one of the first `used` deltas has an LSN of at least `from`.
+    pub fn has_change_from(self, used: usize, from: Lsn) -> bool {
+        (0..used).filter_map(|i| self.lsn(i)).any(|lsn| lsn >= from)
+    }
+
+    /// Above the LSN of every change in the base.
+    #[inline]
+    pub fn newest(self) -> Lsn {
+        Lsn(self.header().newest)
+    }
+
+    /// No other frame of this cache has it, not even one that is long gone.
+    #[inline]
+    pub fn id(self) -> u64 {
+        self.header().id
     }
 
     /// Whether the base holds only changes to the image at `disk`.
@@ -539,15 +856,21 @@ impl<'g> FrameRef<'g> {
         self.header().clock.store(1, Ordering::Relaxed);
     }
 
+    /// Bytes of the record in slot `i`.
+    fn slot_bytes(self, i: usize) -> usize {
+        DELTA_HEADER
+            + match self.slot(i) {
+                Slot::Change(delta) => delta.key.len() + delta.value.len(),
+                Slot::Run(run) => run.bytes.len(),
+            }
+    }
+
     /// Bytes of the frame and its deltas.
     pub fn bytes(self) -> usize {
         let mut total = HEADER + slot_area(self.kind()) + self.base().len();
         if self.kind() == FrameKind::Leaf {
             let (used, _) = self.used();
-            for i in 0..used {
-                let d = self.delta(i);
-                total += DELTA_HEADER + d.key.len() + d.value.len();
-            }
+            total += (0..used).map(|i| self.slot_bytes(i)).sum::<usize>();
         }
         total
     }
@@ -584,13 +907,14 @@ impl<'g> FrameRef<'g> {
             for i in 0..used {
                 // Acquire: pairs with the CAS in `publish`.
                 let word = self.slots()[i].load(Ordering::Acquire);
-                let d = self.delta(i);
-                let size = DELTA_HEADER + d.key.len() + d.value.len();
+                let size = self.slot_bytes(i);
                 let ptr = std::ptr::with_exposed_provenance_mut::<u8>((word & ADDRESS_MASK) as usize);
                 // SAFETY: published words hold non-null addresses.
                 let ptr = unsafe { NonNull::new_unchecked(ptr) };
                 // SAFETY: initialised, as it was published, and not freed yet.
                 unsafe { ptr.cast::<DeltaHeader>().as_ref() }.watch.freed();
+                // SAFETY: unreachable as the caller promises, and freed next.
+                unsafe { disown_status(ptr) };
                 // SAFETY: allocated with this size; unreachable as the caller promises.
                 unsafe { give_back(arena, ptr, size) };
             }
@@ -609,7 +933,7 @@ mod tests {
 
     fn new_frame(kind: FrameKind, base: &[u8]) -> NewFrame<'_> {
         let disk = ImageAddr::NONE;
-        NewFrame { kind, overlay: false, tree: 1, base, disk, first_lsn: Lsn::MAX, right: 0 }
+        NewFrame { kind, overlay: false, tree: 1, base, disk, first_lsn: Lsn::MAX, newest: Lsn(0), right: 0 }
     }
 
     fn put<'a>(arena: &'a Arena, key: &[u8], value: &[u8], lsn: u64) -> NewDelta<'a> {
@@ -630,9 +954,9 @@ mod tests {
             let (outcome, back) = frame.publish(i, 9, put(&arena, b"key", value, i as u64));
             assert!(matches!(outcome, Published::Installed) && back.is_none());
         }
-        let found = frame.look(9, b"key").delta.expect("published");
+        let found = frame.look(9, b"key", Looker::Reader).delta.expect("published");
         assert_eq!((found.value, found.lsn, found.kind), (&b"new"[..], Lsn(1), DeltaKind::Put));
-        assert!(frame.look(9, b"other").delta.is_none(), "a fingerprint alone is no match");
+        assert!(frame.look(9, b"other", Looker::Reader).delta.is_none(), "a fingerprint alone is no match");
         assert_eq!(frame.delta(0).value, b"old");
         // SAFETY: never reachable from a mapping table.
         unsafe { frame.free(&arena) };
@@ -770,7 +1094,7 @@ mod models {
             let mut delta = NewDelta::new(arena, DeltaKind::Put, &key, &key[1..]);
             delta.set_lsn(lsn(key));
             loop {
-                let look = frame.look(FINGERPRINT, &key);
+                let look = frame.look(FINGERPRINT, &key, Looker::Reader);
                 assert!(look.delta.is_none(), "not published yet");
                 match frame.publish(look.used, FINGERPRINT, delta) {
                     (Published::Installed, _) => break installed.push(key),
@@ -792,6 +1116,7 @@ mod models {
             base: b"base",
             disk: ImageAddr::NONE,
             first_lsn: Lsn::MAX,
+            newest: Lsn(0),
             right: 0,
         };
         let frame = FrameRef::create(&arena, new);

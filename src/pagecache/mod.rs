@@ -27,13 +27,17 @@ pub mod frame;
 pub mod mapping_table;
 #[cfg(all(test, loom))]
 mod models;
+pub mod status;
 
 pub use crate::log::record::{EachRecord, FRAME, frame as frame_record};
 pub use crate::log::{ImageAddr, ImageKind, Log, Page as Run, SegmentKind, Usage};
 pub use checkpoint::CheckpointBuilder;
 pub use directory::{Item, Root};
-pub use frame::{DeltaKind, DeltaRef, FrameKind, FrameRef, NewDelta, NewFrame, Published, SLOTS};
+pub use frame::{
+    DeltaKind, DeltaRef, FrameKind, FrameRef, Looker, NewDelta, NewFrame, Published, RunRef, SLOTS, Slot,
+};
 pub use mapping_table::{MappingTable, PageState, Word};
+pub use status::{Outcome, Status};
 
 use crate::base::{Lsn, RedoPosition};
 use crate::error::{Error, Result};
@@ -64,6 +68,8 @@ pub struct Folded {
     pub image: Vec<u8>,
     /// Big values that the image does not refer to any more.
     pub dropped: Vec<ImageAddr>,
+    /// Slots with intents that are not decided, which the image does not show.
+    pub carried: Vec<usize>,
 }
 
 /// What the layer is told when it is opened.
@@ -322,6 +328,7 @@ impl<P: Page> PageCache<P> {
             base: &base,
             disk: image,
             first_lsn: Lsn::MAX,
+            newest: self.log.end(),
             right: 0,
         };
         let frame = self.frame(new, guard);

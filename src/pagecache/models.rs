@@ -21,7 +21,7 @@ fn frame<'g>(shared: &Shared, base: &[u8], disk: ImageAddr) -> FrameRef<'g> {
     let kind = FrameKind::Leaf;
     FrameRef::create(
         &shared.arena,
-        NewFrame { kind, overlay: false, tree: 1, base, disk, first_lsn: Lsn::MAX, right: 0 },
+        NewFrame { kind, overlay: false, tree: 1, base, disk, first_lsn: Lsn::MAX, newest: Lsn(0), right: 0 },
     )
 }
 

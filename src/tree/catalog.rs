@@ -4,6 +4,7 @@
 //!
 //! A lock that only opening, dropping and listing trees take; operations on a tree hold their own reference.
 
+use super::watch::Watchers;
 use crate::error::{Error, Result};
 use crate::ivec::IVec;
 use parking_lot::RwLock;
@@ -29,13 +30,15 @@ pub struct BwTree {
     dropped: AtomicBool,
     /// Whether it may have big values. Set by writers.
     big: AtomicBool,
+    /// Who wants to know of changes; subscribers do not keep it.
+    pub watchers: Arc<Watchers>,
 }
 
 impl BwTree {
     /// A tree whose root is the page `root`.
     pub fn new(id: u32, name: &[u8], root: u32, big: bool) -> BwTree {
         let (dropped, big) = (AtomicBool::new(false), AtomicBool::new(big));
-        BwTree { id, name: IVec::from(name), root, dropped, big }
+        BwTree { id, name: IVec::from(name), root, dropped, big, watchers: Arc::default() }
     }
 
     /// Called with a guard pinned, before the tree is looked at: its pages stay until the guard ends.
@@ -174,6 +177,8 @@ impl Catalog {
         inner.by_name.remove(name);
         inner.by_id.remove(&tree.id);
         tree.set_dropped();
+        drop(inner);
+        tree.watchers.end();
         Ok(Some(tree))
     }
 }

@@ -9,11 +9,11 @@
 
 use super::delta::{Entry, build, gather};
 use super::descent::At;
-use super::leaf::{Leaf, separator};
+use super::leaf::{Leaf, fingerprint, separator};
 use super::{BwTree, Forest, add};
 use crate::base::Lsn;
 use crate::error::Result;
-use crate::pagecache::{FrameKind, FrameRef, NewFrame, PageState, Word};
+use crate::pagecache::{FrameKind, FrameRef, NewDelta, NewFrame, PageState, Slot, Word};
 use crossbeam_epoch::Guard;
 use std::ops::Range;
 
@@ -35,8 +35,20 @@ struct Part {
     image: Vec<u8>,
 }
 
+/// All parts, and what else they get.
+struct Parts<'g> {
+    parts: Vec<Part>,
+    /// Above the LSN of every change in them.
+    newest: Lsn,
+    /// The frame that is split.
+    from: FrameRef<'g>,
+    /// Its slots with undecided intents.
+    carried: Vec<usize>,
+}
+
 impl Forest {
-    /// Freezes the frame of a leaf and replaces it by one without deltas, or by several.
+    /// Freezes the frame of a leaf and replaces it by one, or by several, without deltas but for intents that are not
+    /// decided.
     ///
     /// # Errors
     /// What reading the image under an overlay failed with.
@@ -65,7 +77,9 @@ impl Forest {
         let gathered = gather(at.frame, used, below);
         let shared = leaf.prefix().len() * gathered.entries.len();
         let total = gathered.bytes + RECORD * gathered.entries.len() - shared;
-        let first_lsn = at.frame.first_change(used);
+        let first_lsn = at.frame.first_lsn().min(gathered.lsns.0);
+        let newest = at.frame.newest().max(gathered.lsns.1);
+        let carried = &gathered.carried;
         add(&self.counters.consolidations);
         let replaced = if blind || total <= self.options.leaf || gathered.entries.len() < 2 {
             let base = build(&gathered.entries, leaf.low(), leaf.high());
@@ -76,18 +90,21 @@ impl Forest {
                 base: &base,
                 disk: at.frame.disk(),
                 first_lsn,
+                newest,
                 right: at.frame.right(),
             };
-            let replaced = self.cache.replace(at.pid, at.frame, self.cache.frame(new, guard), guard);
+            let new = FrameRef::create_with(self.cache.arena(), new, at.frame, carried.iter().copied());
+            let replaced = self.cache.replace(at.pid, at.frame, new, guard);
             let alone = leaf.low().is_empty() && leaf.high().is_none();
             if replaced && !blind && total < self.options.leaf / 4 && !alone {
                 self.note_sparse(tree, leaf.low());
             }
             replaced
         } else {
-            let appends = leaf.high().is_none() && Self::only_appends(at.frame, used, leaf);
+            let appends = leaf.high().is_none() && Self::only_appends(&gathered.entries, leaf);
             let cuts = self.cuts(&gathered.entries, total, leaf.prefix().len(), appends);
             let parts = Self::parts(&gathered.entries, &cuts, leaf);
+            let parts = Parts { parts, newest, from: at.frame, carried: carried.clone() };
             if at.pid == tree.root {
                 self.split_root(tree, at, &parts, guard)?
             } else {
@@ -100,11 +117,13 @@ impl Forest {
         Ok(())
     }
 
-    /// Whether all deltas are past the base: keys come in ascending order.
-    fn only_appends(frame: FrameRef<'_>, used: usize, leaf: Leaf<'_>) -> bool {
-        let Some(last) = leaf.len().checked_sub(1).map(|i| leaf.record(i).0) else { return false };
-        let prefix = leaf.prefix().len();
-        (0..used).all(|i| frame.delta(i).key.get(prefix..).is_some_and(|suffix| suffix > last))
+    /// Whether all changes are past the base: keys come in ascending order.
+    fn only_appends(entries: &[Entry<'_>], leaf: Leaf<'_>) -> bool {
+        let len = leaf.len();
+        len > 0
+            && entries.len() > len
+            && entries[len - 1].rest == leaf.record(len - 1).0
+            && entries[..len].iter().all(|entry| entry.replaced.is_none())
     }
 
     /// Where to cut: the first entry of each part but the first.
@@ -149,22 +168,38 @@ impl Forest {
     fn part_frame<'g>(
         &self,
         tree: &BwTree,
-        part: &Part,
-        old: Option<FrameRef<'_>>,
+        parts: &Parts<'_>,
+        i: usize,
         right: u32,
         guard: &'g Guard,
     ) -> FrameRef<'g> {
+        let part = &parts.parts[i];
         let new = NewFrame {
             kind: FrameKind::Leaf,
             overlay: false,
             tree: tree.id,
             base: &part.image,
-            disk: old.map_or(crate::pagecache::ImageAddr::NONE, FrameRef::disk),
+            // The first takes over the image of the whole.
+            disk: if i == 0 { parts.from.disk() } else { crate::pagecache::ImageAddr::NONE },
             // No image has this range.
             first_lsn: Lsn(0),
+            newest: parts.newest,
             right,
         };
-        self.cache.frame(new, guard)
+        let frame = self.cache.frame(new, guard);
+        let mut slot = 0;
+        for at in &parts.carried {
+            let Slot::Run(run) = parts.from.slot(*at) else { unreachable!("only runs are undecided") };
+            let first = run.lower_bound(&part.low);
+            let end = parts.parts.get(i + 1).map_or(run.len(), |next| run.lower_bound(&next.low));
+            if first < end {
+                let intents: Vec<_> = (first..end).map(|i| run.intent(i)).collect();
+                let piece = NewDelta::run(self.cache.arena(), &run.owner(), &intents);
+                frame.put(slot, fingerprint(intents[0].1), piece);
+                slot += 1;
+            }
+        }
+        frame
     }
 
     /// Lets the eviction hand have pages that others refer to now.
@@ -176,12 +211,12 @@ impl Forest {
         }
     }
 
-    /// Installs parts under new PIDs, right to left; the last is followed by `right`.
-    fn install(&self, tree: &BwTree, parts: &[Part], right: u32, guard: &Guard) -> Result<Vec<u32>> {
-        let mut pids = vec![0; parts.len()];
+    /// Installs all parts but the first under new PIDs, right to left; the last is followed by `right`.
+    fn install(&self, tree: &BwTree, parts: &Parts<'_>, right: u32, guard: &Guard) -> Result<Vec<u32>> {
+        let mut pids = vec![0; parts.parts.len() - 1];
         let mut next = right;
-        for (i, part) in parts.iter().enumerate().rev() {
-            let frame = self.part_frame(tree, part, None, next, guard);
+        for i in (0..pids.len()).rev() {
+            let frame = self.part_frame(tree, parts, i + 1, next, guard);
             // Evicting it would post the separator behind it, for a page that may never come to be.
             frame.hold();
             match self.cache.allocate(frame) {
@@ -213,16 +248,16 @@ impl Forest {
         }
     }
 
-    fn split_leaf(&self, tree: &BwTree, at: At<'_>, parts: &[Part], guard: &Guard) -> Result<bool> {
-        let pids = self.install(tree, &parts[1..], at.frame.right(), guard)?;
-        let left = self.part_frame(tree, &parts[0], Some(at.frame), pids[0], guard);
+    fn split_leaf(&self, tree: &BwTree, at: At<'_>, parts: &Parts<'_>, guard: &Guard) -> Result<bool> {
+        let pids = self.install(tree, parts, at.frame.right(), guard)?;
+        let left = self.part_frame(tree, parts, 0, pids[0], guard);
         if !self.cache.replace(at.pid, at.frame, left, guard) {
             pids.iter().for_each(|pid| self.uninstall(*pid, guard));
             return Ok(false);
         }
         add(&self.counters.leaf_splits);
         self.release(&pids, guard);
-        for (part, pid) in parts[1..].iter().zip(&pids) {
+        for (part, pid) in parts.parts[1..].iter().zip(&pids) {
             // Whoever walks to the right tries again (T3).
             let _ = self.post(tree, 1, &part.low, *pid, guard);
         }
@@ -230,10 +265,9 @@ impl Forest {
     }
 
     /// The root is a leaf and becomes an inner node over the parts.
-    fn split_root(&self, tree: &BwTree, at: At<'_>, parts: &[Part], guard: &Guard) -> Result<bool> {
-        let mut pids = self.install(tree, &parts[1..], 0, guard)?;
-        // The first part takes over the image of the old root.
-        let first = self.part_frame(tree, &parts[0], Some(at.frame), pids[0], guard);
+    fn split_root(&self, tree: &BwTree, at: At<'_>, parts: &Parts<'_>, guard: &Guard) -> Result<bool> {
+        let mut pids = self.install(tree, parts, 0, guard)?;
+        let first = self.part_frame(tree, parts, 0, pids[0], guard);
         first.hold();
         let first_pid = match self.cache.allocate(first) {
             Ok(pid) => pid,
@@ -244,7 +278,7 @@ impl Forest {
         };
         pids.insert(0, first_pid);
         let children: Vec<(&[u8], u32)> =
-            parts.iter().zip(&pids).map(|(part, pid)| (part.low.as_slice(), *pid)).collect();
+            parts.parts.iter().zip(&pids).map(|(part, pid)| (part.low.as_slice(), *pid)).collect();
         let node = super::inner::build(1, &children, None, 0);
         let root = self.inner_frame(tree, &node, guard);
         if !self.cache.table().swap(at.pid, Word::resident(at.frame), Word::resident(root)) {
@@ -267,6 +301,7 @@ impl Forest {
             base: node,
             disk: crate::pagecache::ImageAddr::NONE,
             first_lsn: Lsn::MAX,
+            newest: Lsn(0),
             right: 0,
         };
         self.cache.frame(new, guard)

@@ -6,7 +6,7 @@
 //! not matter, and a key that stays is seen exactly once.
 
 use super::consolidate::Fold;
-use super::delta::Merged;
+use super::delta::{Merged, SortedDeltas};
 use super::descent::At;
 use super::leaf::{Leaf, Value, fingerprint};
 use super::{BwTree, Forest};
@@ -40,11 +40,12 @@ pub enum Next {
 pub type Pairs = std::collections::VecDeque<(IVec, IVec)>;
 
 /// The smallest key above `key`.
-fn successor(key: &[u8]) -> Vec<u8> {
+pub(super) fn successor(key: &[u8]) -> Vec<u8> {
     [key, &[0]].concat()
 }
 
-fn above(key: &[u8], end: &Bound<Vec<u8>>) -> bool {
+/// Whether a key lies past an upper bound.
+pub(super) fn above(key: &[u8], end: &Bound<Vec<u8>>) -> bool {
     match end {
         Bound::Unbounded => false,
         Bound::Included(end) => key > &end[..],
@@ -52,7 +53,8 @@ fn above(key: &[u8], end: &Bound<Vec<u8>>) -> bool {
     }
 }
 
-fn below(key: &[u8], start: &Bound<Vec<u8>>) -> bool {
+/// Whether a key lies before a lower bound.
+pub(super) fn below(key: &[u8], start: &Bound<Vec<u8>>) -> bool {
     match start {
         Bound::Unbounded => false,
         Bound::Included(start) => key < &start[..],
@@ -62,7 +64,7 @@ fn below(key: &[u8], start: &Bound<Vec<u8>>) -> bool {
 
 impl Forest {
     /// The leaf for a step, whole.
-    fn whole_leaf<'g>(
+    pub(super) fn whole_leaf<'g>(
         &self,
         tree: &BwTree,
         guard: &'g crossbeam_epoch::Guard,
@@ -208,12 +210,8 @@ impl Forest {
         let base = Leaf::new(at.frame.base());
         let (used, _) = at.frame.used();
         let mut count = base.len() - base.lower_bound(from);
-        for i in 0..used {
-            let delta = at.frame.delta(i);
-            let decides = (i + 1..used).all(|later| at.frame.delta(later).key != delta.key);
-            if !decides || delta.key < from {
-                continue;
-            }
+        let deltas = SortedDeltas::of(at.frame, used, true);
+        for delta in (0..deltas.len()).filter_map(|i| deltas.get(i)).filter(|delta| delta.key >= from) {
             let before = base.find(delta.key, fingerprint(delta.key)).is_some();
             let now = super::delta::value_of(delta) != Value::Gone;
             count = count + usize::from(now) - usize::from(before);

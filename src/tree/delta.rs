@@ -7,7 +7,10 @@
 //! that it changes, takes part as the oldest layer.
 
 use super::leaf::{BigRef, Leaf, LeafBuilder, Value};
-use crate::pagecache::{DeltaKind, DeltaRef, Folded, FrameRef, ImageAddr, Page, SLOTS};
+use crate::base::Lsn;
+use crate::pagecache::{
+    DeltaKind, DeltaRef, Folded, FrameRef, ImageAddr, Outcome, Page, RunRef, SLOTS, Slot,
+};
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
@@ -17,6 +20,7 @@ pub fn value_of(delta: DeltaRef<'_>) -> Value<'_> {
         DeltaKind::Put => Value::Inline(delta.value),
         DeltaKind::PutBig => Value::Big(delta.value),
         DeltaKind::Remove => Value::Gone,
+        DeltaKind::Run => unreachable!("a run is not a change"),
     }
 }
 
@@ -28,30 +32,105 @@ pub fn big_image(value: Value<'_>) -> Option<ImageAddr> {
     }
 }
 
-/// The deltas of a frame in key order, the newest of each key, and where the older ones were.
+/// The changes of a frame in key order, the newest of each key, and where the older ones were.
 #[derive(Debug)]
 pub struct SortedDeltas<'g> {
-    sorted: [Option<DeltaRef<'g>>; SLOTS],
+    /// With at most one in each slot.
+    few: [Option<DeltaRef<'g>>; SLOTS],
+    /// In their place when a slot has several.
+    many: Vec<DeltaRef<'g>>,
     len: usize,
     /// Images of big values that a newer delta of the same key replaces.
     shadowed: Vec<ImageAddr>,
+    /// Slots with intents that are not decided.
+    undecided: Vec<usize>,
+    /// Bit `i`: slot `i` holds changes, which are here.
+    pub visible: u32,
+    /// Smallest LSN, and above the greatest.
+    lsns: (Lsn, Lsn),
 }
 
 impl<'g> SortedDeltas<'g> {
-    /// Of the first `used` deltas.
-    pub fn of(frame: FrameRef<'g>, used: usize) -> SortedDeltas<'g> {
-        let mut this = SortedDeltas { sorted: [None; SLOTS], len: 0, shadowed: Vec::new() };
+    /// Of the first `used` slots. A reader (`wait`) waits for transactions that are deciding.
+    pub fn of(frame: FrameRef<'g>, used: usize, wait: bool) -> SortedDeltas<'g> {
+        let lsns = (Lsn::MAX, Lsn(0));
+        let (many, shadowed, undecided) = (Vec::new(), Vec::new(), Vec::new());
+        let mut this =
+            SortedDeltas { few: [None; SLOTS], many, len: 0, shadowed, undecided, visible: 0, lsns };
         for i in (0..used).rev() {
-            this.add_older(frame.delta(i));
+            match frame.slot(i) {
+                Slot::Change(delta) => {
+                    this.visible |= 1 << i;
+                    this.add_older(delta);
+                }
+                Slot::Run(run) => this.add_older_run(i, run, wait),
+            }
         }
+        this.undecided.reverse();
         this
+    }
+
+    /// Adds what a transaction has done, or notes that it is not known yet.
+    #[cold]
+    fn add_older_run(&mut self, i: usize, run: RunRef<'g>, wait: bool) {
+        if wait {
+            run.settled();
+        }
+        let lsn = match run.status.outcome() {
+            Outcome::Committed(lsn) => lsn,
+            Outcome::Aborted => return,
+            _ => return self.undecided.push(i),
+        };
+        self.visible |= 1 << i;
+        let change = |at| {
+            let key = run.intent(at).1;
+            run.change(at, lsn, super::leaf::fingerprint(key))
+        };
+        if run.len() == 1 && self.many.is_empty() {
+            return self.add_older(change(0));
+        }
+        self.note(change(0));
+        if self.many.is_empty() {
+            self.many.extend(self.few[..self.len].iter().flatten());
+        }
+        // Both are in key order.
+        let newer = std::mem::take(&mut self.many);
+        let mut newer = newer.into_iter().peekable();
+        for at in 0..run.len() {
+            let older = change(at);
+            while let Some(first) = newer.next_if(|first| first.key < older.key) {
+                self.many.push(first);
+            }
+            if newer.peek().is_some_and(|first| first.key == older.key) {
+                self.shadowed.extend(big_image(value_of(older)));
+            } else {
+                self.many.push(older);
+            }
+        }
+        self.many.extend(newer);
+        self.len = self.many.len();
+    }
+
+    fn note(&mut self, delta: DeltaRef<'g>) {
+        self.lsns = (self.lsns.0.min(delta.lsn), self.lsns.1.max(delta.stamp));
     }
 
     /// Inserts a delta that is older than those that are here.
     fn add_older(&mut self, delta: DeltaRef<'g>) {
+        self.note(delta);
+        if !self.many.is_empty() {
+            match self.many.binary_search_by(|other| other.key.cmp(delta.key)) {
+                Ok(_) => self.shadowed.extend(big_image(value_of(delta))),
+                Err(at) => {
+                    self.many.insert(at, delta);
+                    self.len += 1;
+                }
+            }
+            return;
+        }
         let mut at = self.len;
         while at > 0 {
-            let other = self.sorted[at - 1].expect("filled up to `len`");
+            let other = self.few[at - 1].expect("filled up to `len`");
             match other.key.cmp(delta.key) {
                 Ordering::Greater => at -= 1,
                 Ordering::Equal => {
@@ -61,18 +140,37 @@ impl<'g> SortedDeltas<'g> {
                 Ordering::Less => break,
             }
         }
-        self.sorted.copy_within(at..self.len, at + 1);
-        self.sorted[at] = Some(delta);
+        self.few.copy_within(at..self.len, at + 1);
+        self.few[at] = Some(delta);
         self.len += 1;
     }
 
-    fn get(&self, i: usize) -> Option<DeltaRef<'g>> {
-        self.sorted[..self.len].get(i).copied().flatten()
+    /// Above the LSN of every change.
+    pub fn newest(&self) -> Lsn {
+        self.lsns.1
+    }
+
+    /// Number of keys.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The change of key `i` in order.
+    pub fn get(&self, i: usize) -> Option<DeltaRef<'g>> {
+        if self.many.is_empty() {
+            self.few[..self.len].get(i).copied().flatten()
+        } else {
+            self.many.get(i).copied()
+        }
     }
 
     /// Index of the first delta whose key is not below `key`.
     fn lower_bound(&self, key: &[u8]) -> usize {
-        self.sorted[..self.len].iter().take_while(|d| d.is_some_and(|d| d.key < key)).count()
+        if self.many.is_empty() {
+            self.few[..self.len].iter().take_while(|d| d.is_some_and(|d| d.key < key)).count()
+        } else {
+            self.many.partition_point(|d| d.key < key)
+        }
     }
 }
 
@@ -132,10 +230,11 @@ impl<'g> Merged<'g> {
     /// From the first key that is not below `from` upwards.
     pub fn forward(frame: FrameRef<'g>, from: &[u8]) -> Merged<'g> {
         let (used, _) = frame.used();
-        Self::forward_of(Leaf::new(frame.base()), SortedDeltas::of(frame, used), from)
+        Self::forward_of(Leaf::new(frame.base()), SortedDeltas::of(frame, used, true), from)
     }
 
-    fn forward_of(base: Leaf<'g>, deltas: SortedDeltas<'g>, from: &[u8]) -> Merged<'g> {
+    /// Upwards from the first key that is not below `from`.
+    pub fn forward_of(base: Leaf<'g>, deltas: SortedDeltas<'g>, from: &[u8]) -> Merged<'g> {
         let at = if from.is_empty() { (0, 0) } else { (base.lower_bound(from), deltas.lower_bound(from)) };
         Merged { base, deltas, at }
     }
@@ -143,9 +242,13 @@ impl<'g> Merged<'g> {
     /// From the last key below `before` downwards; `None` = from the end.
     pub fn backward(frame: FrameRef<'g>, before: Option<&[u8]>) -> Merged<'g> {
         let (used, _) = frame.used();
-        let (base, deltas) = (Leaf::new(frame.base()), SortedDeltas::of(frame, used));
+        Self::backward_of(Leaf::new(frame.base()), SortedDeltas::of(frame, used, true), before)
+    }
+
+    /// Downwards from the last key below `before`; `None` = from the end.
+    pub fn backward_of(base: Leaf<'g>, deltas: SortedDeltas<'g>, before: Option<&[u8]>) -> Merged<'g> {
         let at = match before {
-            None => (base.len(), deltas.len),
+            None => (base.len(), deltas.len()),
             Some(key) => (base.lower_bound(key), deltas.lower_bound(key)),
         };
         Merged { base, deltas, at }
@@ -216,15 +319,25 @@ pub struct Gathered<'g> {
     pub dropped: Vec<ImageAddr>,
     /// Bytes of keys (without prefixes) and values.
     pub bytes: usize,
+    /// Slots with intents that are not decided, which were left out.
+    pub carried: Vec<usize>,
+    /// Smallest LSN of what was folded, and above the greatest.
+    pub lsns: (Lsn, Lsn),
 }
 
 /// Folds the first `used` deltas of a frame into its base, and that, for an overlay, over the image `below`.
 ///
 /// An overlay that is folded without `below` stays one, and keeps what it removes.
 pub fn gather<'g>(frame: FrameRef<'g>, used: usize, below: Option<Leaf<'g>>) -> Gathered<'g> {
-    let deltas = SortedDeltas::of(frame, used);
-    let most = Leaf::new(frame.base()).len() + used + below.map_or(0, Leaf::len);
-    let mut out = Gathered { entries: Vec::with_capacity(most), dropped: deltas.shadowed.clone(), bytes: 0 };
+    let mut deltas = SortedDeltas::of(frame, used, false);
+    let most = Leaf::new(frame.base()).len() + deltas.len() + below.map_or(0, Leaf::len);
+    let mut out = Gathered {
+        entries: Vec::with_capacity(most),
+        dropped: std::mem::take(&mut deltas.shadowed),
+        bytes: 0,
+        carried: std::mem::take(&mut deltas.undecided),
+        lsns: deltas.lsns,
+    };
     let mut merged = Merged::forward_of(Leaf::new(frame.base()), deltas, &[]);
     let keep_gone = frame.overlay() && below.is_none();
     let mut old = below.map(|leaf| (leaf, 0));
@@ -303,6 +416,6 @@ impl Page for LeafPage {
         let leaf = Leaf::new(frame.base());
         let gathered = gather(frame, used, below.map(Leaf::new));
         let image = build(&gathered.entries, leaf.low(), leaf.high());
-        Folded { image, dropped: gathered.dropped }
+        Folded { image, dropped: gathered.dropped, carried: gathered.carried }
     }
 }

@@ -119,7 +119,8 @@ pub fn fingerprint(key: &[u8]) -> u16 {
     let mut tail = [0; 8];
     tail[..words.remainder().len()].copy_from_slice(words.remainder());
     hash = (hash ^ u64::from_le_bytes(tail)).wrapping_mul(K);
-    (hash >> 48) as u16
+    // The greatest is what marks several keys in a slot.
+    ((hash >> 48) as u16).min(u16::MAX - 1)
 }
 
 /// Which of sixteen bytes equal `wanted`, as bits; one SIMD compare where there is one.

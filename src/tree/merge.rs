@@ -168,6 +168,10 @@ impl Forest {
             let left_used = left.freeze();
             let mut both = gather(left, left_used, None);
             let mut from_right = gather(right, used, None);
+            if !both.carried.is_empty() || !from_right.carried.is_empty() {
+                // Transactions that are under way; the next time is soon enough.
+                return self.unclaim(right_pid, right);
+            }
             both.entries.append(&mut from_right.entries);
             both.dropped.append(&mut from_right.dropped);
             let base = build(&both.entries, left_leaf.low(), right_leaf.high());
@@ -178,6 +182,7 @@ impl Forest {
                 base: &base,
                 disk: left.disk(),
                 first_lsn: Lsn(0),
+                newest: Lsn::max(left.newest(), right.newest()).max(both.lsns.1).max(from_right.lsns.1),
                 right: right.right(),
             };
             if self.cache.replace(left_pid, left, self.cache.frame(new, guard), guard) {
@@ -296,6 +301,10 @@ impl Forest {
             FrameKind::Leaf => {
                 let used = child.freeze();
                 let gathered = gather(child, used, None);
+                if !gathered.carried.is_empty() {
+                    self.unclaim(child_pid, child);
+                    return Ok(());
+                }
                 dropped = gathered.dropped;
                 let base = build(&gathered.entries, b"", None);
                 let new = NewFrame {
@@ -305,6 +314,7 @@ impl Forest {
                     base: &base,
                     disk: child.disk(),
                     first_lsn: Lsn(0),
+                    newest: child.newest().max(gathered.lsns.1),
                     right: 0,
                 };
                 self.cache.frame(new, guard)

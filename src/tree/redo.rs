@@ -12,6 +12,10 @@
 //! | 4, create a tree | tree u32, name |
 //! | 5, drop a tree | tree u32 |
 //! | 6, identifiers | u64: those below may have been handed out |
+//! | 7, a transaction | its changes: each kind u8 (1 to 3), tree u32, length of the key u32, length of the rest u32, key, rest |
+//!
+//! The rest of a change is the value, nothing, or a reference and the nonce as in 3. A transaction is applied whole or
+//! not at all.
 //!
 //! A reader refuses other kinds with `Unsupported`. Replay is idempotent: the last record of a key decides.
 
@@ -32,6 +36,8 @@ pub mod kind {
     pub const DROP: u8 = 5;
     /// Identifiers.
     pub const IDS: u8 = 6;
+    /// Transaction.
+    pub const TRANSACTION: u8 = 7;
 }
 
 /// A record to write.
@@ -84,6 +90,82 @@ pub enum Record<'a> {
 }
 
 const BIG: usize = BigRef::LEN + 8;
+/// Bytes in front of the key of a change of a transaction.
+const CHANGE: usize = 13;
+
+/// Bytes of the record of a transaction with these changes: for each the length of its key and of its rest.
+pub fn transaction_len(changes: impl Iterator<Item = (usize, usize)>) -> usize {
+    changes.fold(FRAME, |len, (key, rest)| len.saturating_add(CHANGE + key).saturating_add(rest))
+}
+
+/// Writes the record of a transaction: the frame into `out`, then each change with what this returns.
+pub fn encode_transaction(out: &mut [u8]) -> TransactionEncoder<'_> {
+    crate::pagecache::frame_record(out, kind::TRANSACTION);
+    TransactionEncoder { rest: &mut out[FRAME..] }
+}
+
+/// Writes the changes of a transaction one after the other.
+#[derive(Debug)]
+pub struct TransactionEncoder<'a> {
+    rest: &'a mut [u8],
+}
+
+impl TransactionEncoder<'_> {
+    fn put(&mut self, bytes: &[u8]) {
+        let (now, later) = std::mem::take(&mut self.rest).split_at_mut(bytes.len());
+        now.copy_from_slice(bytes);
+        self.rest = later;
+    }
+
+    /// Writes a change: a put with its value, a remove with nothing, or a put of a big value with [`big_rest`].
+    pub fn change(&mut self, kind: u8, tree: u32, key: &[u8], rest: &[u8]) {
+        self.put(&[kind]);
+        self.put(&tree.to_le_bytes());
+        self.put(&(key.len() as u32).to_le_bytes());
+        self.put(&(rest.len() as u32).to_le_bytes());
+        self.put(key);
+        self.put(rest);
+    }
+
+    /// Whether the record is full, as it must be in the end.
+    pub fn is_full(&self) -> bool {
+        self.rest.is_empty()
+    }
+}
+
+/// The rest of the change that puts a big value.
+pub fn big_rest(big: BigRef, nonce: u64) -> [u8; BIG] {
+    let mut rest = [0; BIG];
+    rest[..BigRef::LEN].copy_from_slice(&big.encode());
+    rest[BigRef::LEN..].copy_from_slice(&nonce.to_le_bytes());
+    rest
+}
+
+/// The changes of a transaction as records of their own; `None`: no encoder writes these bytes.
+pub fn decode_transaction(mut body: &[u8]) -> Option<Vec<Record<'_>>> {
+    let mut changes = Vec::new();
+    while !body.is_empty() {
+        let (head, after) = body.split_first_chunk::<CHANGE>()?;
+        let number = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().expect("four bytes"));
+        let (key, after) = after.split_at_checked(number(5) as usize)?;
+        let (rest, after) = after.split_at_checked(number(9) as usize)?;
+        let tree = number(1);
+        changes.push(match head[0] {
+            kind::PUT => Record::Put { tree, key, value: rest },
+            kind::REMOVE if rest.is_empty() => Record::Remove { tree, key },
+            kind::PUT_BIG => put_big(tree, key, rest)?,
+            _ => return None,
+        });
+        body = after;
+    }
+    Some(changes)
+}
+
+fn put_big<'a>(tree: u32, key: &'a [u8], rest: &[u8]) -> Option<Record<'a>> {
+    let rest: &[u8; BIG] = rest.try_into().ok()?;
+    let (big, nonce) = rest.split_last_chunk::<8>()?;
+    Some(Record::PutBig { tree, key, big: BigRef::decode(big), nonce: u64::from_le_bytes(*nonce) })
+}
 
 impl<'a> Record<'a> {
     /// Bytes of the whole record.
@@ -161,11 +243,8 @@ impl<'a> Record<'a> {
             kind::PUT => keyed().map(|(key, value)| Record::Put { tree, key, value }),
             kind::REMOVE => Some(Record::Remove { tree, key: rest }),
             kind::PUT_BIG => {
-                let (key, tail) = keyed()?;
-                let tail: &[u8; BIG] = tail.try_into().ok()?;
-                let (big, nonce) = tail.split_last_chunk::<8>()?;
-                let (big, nonce) = (BigRef::decode(big), u64::from_le_bytes(*nonce));
-                Some(Record::PutBig { tree, key, big, nonce })
+                let (key, rest) = keyed()?;
+                put_big(tree, key, rest)
             }
             kind::CREATE => Some(Record::Create { tree, name: rest }),
             kind::DROP => rest.is_empty().then_some(Record::Drop { tree }),
@@ -201,6 +280,32 @@ mod tests {
         assert_eq!(encoded(Record::Create { tree: 3, name: b"n" }), [10, 0, 0, 0, 4, 3, 0, 0, 0, b'n']);
         assert_eq!(encoded(Record::Drop { tree: 3 }), [9, 0, 0, 0, 5, 3, 0, 0, 0]);
         assert_eq!(encoded(Record::Ids { floor: 4 }), [13, 0, 0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn transactions_have_the_documented_bytes() {
+        let big = BigRef { image: ImageAddr(7), len: 9 };
+        let rest = big_rest(big, 5);
+        let changes = [(kind::PUT, &b"vw"[..]), (kind::REMOVE, b""), (kind::PUT_BIG, &rest)];
+        let len = transaction_len(changes.iter().map(|(_, rest)| (1, rest.len())));
+        let mut out = vec![0xEE; len];
+        let mut encoder = encode_transaction(&mut out);
+        changes.iter().for_each(|(kind, rest)| encoder.change(*kind, 2, b"k", rest));
+        assert!(encoder.is_full());
+        assert_eq!(out[..5], [len as u8, 0, 0, 0, 7]);
+        assert_eq!(out[5..21], [1, 2, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, b'k', b'v', b'w']);
+        assert_eq!(out[21..35], [2, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, b'k']);
+        assert_eq!(out[35..48], [3, 2, 0, 0, 0, 1, 0, 0, 0, 24, 0, 0, 0]);
+        let decoded = decode_transaction(&out[5..]).expect("just encoded");
+        let expected = [
+            Record::Put { tree: 2, key: b"k", value: b"vw" },
+            Record::Remove { tree: 2, key: b"k" },
+            Record::PutBig { tree: 2, key: b"k", big, nonce: 5 },
+        ];
+        assert_eq!(decoded, expected);
+        for end in (6..len).filter(|end| ![21, 35].contains(end)) {
+            assert_eq!(decode_transaction(&out[5..end]), None, "cut at {end}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::inner::Inner;
 use super::leaf::Leaf;
 use super::{BwTree, Forest};
 use crate::error::{Error, Result};
-use crate::pagecache::{FrameKind, PageState};
+use crate::pagecache::{FrameKind, PageState, Slot};
 
 impl Forest {
     /// Checks T1 and T2 on every leaf of every tree, reading those that are evicted. For a tree that nobody
@@ -65,8 +65,13 @@ impl Forest {
     /// Number of keys of a leaf, after checking that the deltas belong to it.
     fn check_deltas(&self, tree: &BwTree, at: At<'_>) -> Result<usize> {
         let (used, _) = at.frame.used();
+        let covers = |key| at.leaf().covers(key);
         for i in 0..used {
-            if !at.leaf().covers(at.frame.delta(i).key) {
+            let within = match at.frame.slot(i) {
+                Slot::Change(delta) => covers(delta.key),
+                Slot::Run(run) => (0..run.len()).all(|i| covers(run.intent(i).1)),
+            };
+            if !within {
                 let what = format!("tree {:?}: T1: delta {i} is outside of its leaf", tree.name);
                 return Err(Error::ReportableBug(what));
             }

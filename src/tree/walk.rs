@@ -217,6 +217,7 @@ impl Forest {
             base: &base,
             disk: ImageAddr::NONE,
             first_lsn: Lsn::MAX,
+            newest: Lsn(0),
             right: 0,
         };
         self.cache.frame(new, guard)
@@ -228,22 +229,38 @@ impl Forest {
     /// `Unsupported` for a record of an unknown kind, `Corruption` for a malformed one, what writing failed
     /// with.
     pub(super) fn replay(&self, lsn: Lsn, kind: u8, body: &[u8], captured: Lsn) -> Result<bool> {
-        let Some(record) = Record::decode(kind, body) else {
+        let records = match kind {
+            super::redo::kind::TRANSACTION => super::redo::decode_transaction(body),
+            _ => Record::decode(kind, body).map(|record| vec![record]),
+        };
+        let Some(records) = records else {
             log::error!("redo record of kind {kind} at LSN {} cannot be read", lsn.0);
-            let known = (1..=super::redo::kind::IDS).contains(&kind);
+            let known = (1..=super::redo::kind::TRANSACTION).contains(&kind);
             return Err(if known {
                 Error::Corruption { at: None, bt: () }
             } else {
                 Error::Unsupported(format!("redo record of kind {kind}: written by a later version?"))
             });
         };
-        match record {
+        // All or nothing.
+        for record in &records {
+            if let Record::PutBig { big, nonce, .. } = record
+                && !self.cache.adopt_big(big.image, *nonce)?
+            {
+                return Ok(false);
+            }
+        }
+        for record in &records {
+            self.replay_record(lsn, record, captured)?;
+        }
+        Ok(true)
+    }
+
+    fn replay_record(&self, lsn: Lsn, record: &Record<'_>, captured: Lsn) -> Result<()> {
+        match *record {
             Record::Put { tree, key, value } => self.replay_change(tree, key, DeltaKind::Put, value, lsn)?,
             Record::Remove { tree, key } => self.replay_change(tree, key, DeltaKind::Remove, &[], lsn)?,
-            Record::PutBig { tree, key, big, nonce } => {
-                if !self.cache.adopt_big(big.image, nonce)? {
-                    return Ok(false);
-                }
+            Record::PutBig { tree, key, big, .. } => {
                 // Of a dropped tree otherwise, and nothing refers to it.
                 if let Some(found) = self.catalog.get_id(tree) {
                     found.set_big();
@@ -269,7 +286,7 @@ impl Forest {
             }
             Record::Ids { floor } => self.raise_id_floor(floor),
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Publishes a change without reading its leaf.
@@ -315,6 +332,7 @@ impl Forest {
                 base: &base,
                 disk: image,
                 first_lsn: Lsn::MAX,
+                newest: Lsn(0),
                 right: 0,
             };
             let frame = self.cache.frame(new, guard);
@@ -432,6 +450,7 @@ impl<'a> TreeBuilder<'a> {
             base: &node,
             disk: ImageAddr::NONE,
             first_lsn: Lsn::MAX,
+            newest: Lsn(0),
             right: 0,
         };
         self.forest.cache.table().set(pid, Word::resident(self.forest.cache.frame(new, &guard)));

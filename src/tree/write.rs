@@ -18,13 +18,19 @@ use super::descent::At;
 use super::leaf::{BigRef, Value, fingerprint};
 use super::read::Found;
 use super::redo::Record;
+use super::watch::{Event, Wakes};
 use super::{BwTree, Forest};
 use crate::error::{Error, Result};
 use crate::ivec::IVec;
-use crate::pagecache::{DeltaKind, ImageAddr, NewDelta, Published, SLOTS};
+use crate::pagecache::{DeltaKind, FrameRef, ImageAddr, Looker, NewDelta, Published, SLOTS, Status};
 
 /// Longest key that can have a value, bytes: a leaf with as many as fit into its slots is still an image.
-const MAX_KEY: usize = 32 << 20;
+pub(super) const MAX_KEY: usize = 32 << 20;
+
+/// The error of a longer one.
+pub(super) fn too_long(key: &[u8]) -> Error {
+    Error::Unsupported(format!("a key of {} bytes; at most {MAX_KEY} are possible", key.len()))
+}
 
 /// What to do about a key.
 #[derive(Clone, Debug)]
@@ -35,6 +41,18 @@ pub enum Change {
     Put(IVec),
     /// Take its value away.
     Remove,
+}
+
+impl Change {
+    /// What subscribers are told.
+    pub(super) fn event(&self, key: &[u8]) -> Option<Event> {
+        let key = IVec::from(key);
+        match self {
+            Change::Keep => None,
+            Change::Put(value) => Some(Event::Insert { key, value: value.clone() }),
+            Change::Remove => Some(Event::Remove { key }),
+        }
+    }
 }
 
 /// What a write did.
@@ -51,6 +69,17 @@ enum Ready<'a> {
     Inline(&'a IVec),
     Big(BigRef),
     Gone,
+}
+
+/// What is to be published.
+struct Publish<'a> {
+    tree: &'a BwTree,
+    key: &'a [u8],
+    fingerprint: u16,
+    delta: (DeltaKind, &'a [u8]),
+    record: &'a Record<'a>,
+    /// What subscribers are told of, if they are to be told.
+    event: Option<&'a Change>,
 }
 
 /// What one attempt leaves to the next.
@@ -107,7 +136,11 @@ impl Forest {
         tree.check()?;
         let at = self.leaf(tree, key, &guard)?;
         at.frame.touch();
-        let look = at.frame.look(fingerprint, key);
+        let look = at.frame.look(fingerprint, key, Looker::Writer(None));
+        if let Some(run) = look.blocked {
+            run.status.settle();
+            return Ok(None);
+        }
         let found = match look.delta {
             Some(delta) => match value_of(delta) {
                 Value::Gone => Found::Absent,
@@ -116,6 +149,7 @@ impl Forest {
             None => Found::in_base(at, key, fingerprint),
         };
         if look.frozen || found == Found::Unknown {
+            self.make_way(at.frame, None);
             self.consolidate(tree, at, Fold::Whole, &guard)?;
             drop(guard);
             self.keep_up()?;
@@ -132,10 +166,7 @@ impl Forest {
         let ready = match &change {
             Change::Keep => return Ok(Some(Written { old, changed: false })),
             Change::Remove => Ready::Gone,
-            Change::Put(_) if key.len() > MAX_KEY => {
-                let text = format!("a key of {} bytes; at most {MAX_KEY} are possible", key.len());
-                return Err(Error::Unsupported(text));
-            }
+            Change::Put(_) if key.len() > MAX_KEY => return Err(too_long(key)),
             Change::Put(value) if value.len() <= self.options.big_value => Ready::Inline(value),
             Change::Put(value) => Ready::Big(self.big_value(tree, key, value, &mut attempt.image)?),
         };
@@ -149,7 +180,9 @@ impl Forest {
                 (DeltaKind::PutBig, &encoded[..], Record::PutBig { tree: tree.id, key, big: *big, nonce })
             }
         };
-        let Some(slot) = self.publish(at, look.used, fingerprint, (kind, value), &record, key)? else {
+        let publish =
+            Publish { tree, key, fingerprint, delta: (kind, value), record: &record, event: Some(&change) };
+        let Some(slot) = self.publish(at, look.used, &publish)? else {
             attempt.decided = Some((old, change));
             return Ok(None);
         };
@@ -173,26 +206,19 @@ impl Forest {
 
     /// Reserves the record, publishes the delta and completes, from slot `slot` on. The slot it went to; `None`: the
     /// frame was frozen or the key was written meanwhile.
-    fn publish(
-        &self,
-        at: At<'_>,
-        mut slot: usize,
-        fingerprint: u16,
-        (kind, value): (DeltaKind, &[u8]),
-        record: &Record<'_>,
-        key: &[u8],
-    ) -> Result<Option<usize>> {
-        let mut delta = NewDelta::new(self.cache.arena(), kind, key, value);
-        let mut space = self.cache.reserve(record.len())?;
-        record.encode(space.bytes());
+    fn publish(&self, at: At<'_>, mut slot: usize, what: &Publish<'_>) -> Result<Option<usize>> {
+        let mut delta = NewDelta::new(self.cache.arena(), what.delta.0, what.key, what.delta.1);
+        let mut space = self.cache.reserve(what.record.len())?;
+        what.record.encode(space.bytes());
         delta.set_lsn(space.lsn());
+        let mut emitter = what.event.and_then(|_| what.tree.watchers.emitter());
         loop {
-            match at.frame.publish(slot, fingerprint, delta) {
+            match at.frame.publish(slot, what.fingerprint, delta) {
                 (Published::Installed, _) => break,
                 // Dropping the reservation turns the record into padding.
                 (Published::Frozen, _) => return Ok(None),
                 (Published::Taken, back) => {
-                    if at.frame.delta(slot).key == key {
+                    if at.frame.concerns(slot, what.key) {
                         return Ok(None);
                     }
                     delta = back.expect("a delta that was not installed is handed back");
@@ -200,8 +226,24 @@ impl Forest {
                 }
             }
         }
+        let mut wakes = Wakes::default();
+        if let (Some(emitter), Some(change)) = (&mut emitter, what.event) {
+            change.event(what.key).iter().for_each(|event| emitter.emit(event, &mut wakes));
+        }
+        drop(emitter);
         space.complete();
+        wakes.wake();
         Ok(Some(slot))
+    }
+
+    /// Before a frozen frame is folded: when most of its slots are taken by transactions that have not decided, sees
+    /// to it that they do, but for `own`, so that the new frame has room.
+    pub(super) fn make_way(&self, frame: FrameRef<'_>, own: Option<&Status>) {
+        let (used, _) = frame.used();
+        let others = frame.undecided(used).filter(|run| own.is_none_or(|own| !std::ptr::eq(own, run.status)));
+        for run in others.skip(SLOTS / 2) {
+            run.status.settle();
+        }
     }
 
     /// Makes the key refer to `new` if it refers to the image `old`; whether it did.
@@ -220,12 +262,17 @@ impl Forest {
             let guard = crossbeam_epoch::pin();
             tree.check()?;
             let at = self.leaf(tree, key, &guard)?;
-            let look = at.frame.look(fingerprint, key);
+            let look = at.frame.look(fingerprint, key, Looker::Writer(None));
+            if let Some(run) = look.blocked {
+                run.status.settle();
+                continue;
+            }
             let value = match look.delta {
                 Some(delta) => Some(value_of(delta)),
                 None => at.leaf().find(key, fingerprint),
             };
             if value.is_none() && at.frame.overlay() || look.frozen {
+                self.make_way(at.frame, None);
                 self.consolidate(tree, at, Fold::Whole, &guard)?;
                 continue;
             }
@@ -235,8 +282,9 @@ impl Forest {
             let nonce = self.cache.nonce(new.image);
             let record = Record::PutBig { tree: tree.id, key, big: new, nonce };
             let encoded = new.encode();
-            let change = (DeltaKind::PutBig, &encoded[..]);
-            if self.publish(at, look.used, fingerprint, change, &record, key)?.is_some() {
+            let delta = (DeltaKind::PutBig, &encoded[..]);
+            let publish = Publish { tree, key, fingerprint, delta, record: &record, event: None };
+            if self.publish(at, look.used, &publish)?.is_some() {
                 // Folds the old reference away.
                 let _ = self.consolidate(tree, at, Fold::Whole, &guard);
                 return Ok(true);
@@ -245,7 +293,7 @@ impl Forest {
     }
 
     /// Writes a big value's image, unless that was done in an earlier attempt.
-    fn big_value(
+    pub(super) fn big_value(
         &self,
         tree: &BwTree,
         key: &[u8],

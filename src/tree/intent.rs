@@ -1,0 +1,439 @@
+//! Commits a transaction: publishes its intents, validates its reads, and makes everything visible in one instant.
+//!
+//! # How it works
+//!
+//! 1. *Install*: all writes for one leaf are published as one run of intents, in key order. An intent of somebody else
+//!    on the same key is settled first: given a little time, then aborted; the younger of two transactions gives way.
+//! 2. *Refresh*, if something makes it likely that leaves were folded meanwhile: see [`super::read_set`].
+//! 3. Reserve one redo record for all changes and fill it in.
+//! 4. *Decide*: from now on nobody reads past the intents. Validate the reads.
+//! 5. CAS the status word to committed, complete the record, tell subscribers.
+//!
+//! Whoever aborts the transaction meanwhile makes it start over with 1, or, when a value that it read is another now,
+//! with running its closure again. After some of that its status asks others for patience.
+//!
+//! # Invariants
+//!
+//! - T6: an undecided intent is the newest thing that is published for its key: whoever publishes behind it has settled it
+//!   before. So it is where the change belongs when it is committed, and the LSN, which is reserved when all intents are
+//!   published, is later than that of any change before it (T5).
+//! - T7: a value that an intent makes of the one before, by a merge operator, stays right as long as the intent is not
+//!   aborted.
+//!
+//! # Concurrency
+//!
+//! The linearization point of all writes is the CAS in `Status::commit`. In the serial order a transaction is where it
+//! began to decide: its reads hold then, and nobody sees the values from before its writes afterwards.
+//!
+//! # References
+//!
+//! Bernstein and Goodman, "Concurrency Control in Distributed Database Systems", ACM Computing Surveys 1981, section 4;
+//! and those of [`super::read_set`] and the status word.
+
+use super::consolidate::Fold;
+use super::delta::value_of;
+use super::descent::At;
+use super::leaf::{BigRef, Value, fingerprint};
+use super::read_set::{Look, REFRESHES, ReadSet, Verdict};
+use super::redo::{big_rest, encode_transaction, kind, transaction_len};
+use super::transaction::{Interrupted, Operators, Write};
+use super::watch::{Event, Wakes};
+use super::{BwTree, Forest, add};
+use crate::error::{Error, Result};
+use crate::ivec::IVec;
+use crate::pagecache::{DeltaKind, Looker, NewDelta, Published, RunRef, SLOTS, Status};
+use std::sync::Arc;
+
+/// Aborts after which a commit asks for patience.
+const IMPATIENT: u32 = 3;
+/// Reads that are not worth a refresh of their own before validation.
+const FEW_READS: usize = 32;
+
+/// Changes after which others are shown that the commit goes on.
+const PROGRESS: usize = 1024;
+
+/// The change that a write has become.
+#[derive(Debug)]
+enum Ready {
+    Inline(IVec),
+    Big(BigRef, [u8; BigRef::LEN]),
+    Gone,
+}
+
+/// A write being committed.
+#[derive(Debug)]
+struct Intent {
+    tree: usize,
+    key: IVec,
+    write: Write,
+    ready: Ready,
+    /// The image of a big value that may be referred to.
+    image: Option<(IVec, BigRef)>,
+    /// Whether subscribers are told: it changes something.
+    counts: bool,
+}
+
+/// What became of an attempt.
+enum Attempt {
+    Committed,
+    /// Values that were read are others now.
+    Changed,
+    /// Aborted, or not sure; `Some`: by reason of this transaction, which goes first.
+    Again(Option<Arc<Status>>),
+}
+
+/// A commit under way.
+pub(super) struct Commit<'a> {
+    forest: &'a Forest,
+    trees: &'a [Arc<BwTree>],
+    operators: Operators<'a>,
+    intents: Vec<Intent>,
+    /// Leaves that should be folded afterwards, by one of the intents in each.
+    full: Vec<usize>,
+    /// Leaves were folded on the way.
+    folded: bool,
+}
+
+impl Drop for Commit<'_> {
+    fn drop(&mut self) {
+        for intent in &mut self.intents {
+            if let Some((_, big)) = intent.image.take() {
+                self.forest.cache.settle_big(big.image, false);
+            }
+        }
+    }
+}
+
+impl<'a> Commit<'a> {
+    /// Of these writes, by tree and key.
+    pub(super) fn new(
+        forest: &'a Forest,
+        trees: &'a [Arc<BwTree>],
+        operators: Operators<'a>,
+        writes: impl Iterator<Item = ((usize, IVec), Write)>,
+    ) -> Commit<'a> {
+        let intent =
+            |((tree, key), write)| Intent { tree, key, write, ready: Ready::Gone, image: None, counts: true };
+        let mut intents: Vec<Intent> = writes.map(intent).collect();
+        // In one order for all transactions; keys of one tree are in order already.
+        intents.sort_by_key(|intent| trees[intent.tree].id);
+        Commit { forest, trees, operators, intents, full: Vec::new(), folded: false }
+    }
+
+    /// Commits; `false`: what was read does not hold any more.
+    ///
+    /// # Errors
+    /// What reading or writing failed with, then nothing was changed; `CollectionNotFound`, `Unsupported`.
+    pub(super) fn run(mut self, reads: &mut ReadSet, age: u64, mut persistent: bool) -> Result<bool> {
+        self.prepare()?;
+        let mut aborts = 0;
+        loop {
+            let status = Status::new(age, persistent);
+            let attempt = self.attempt(&status, reads);
+            if !matches!(attempt, Ok(Attempt::Committed)) {
+                status.abort();
+            }
+            match attempt? {
+                Attempt::Committed => break,
+                Attempt::Changed => return Ok(false),
+                Attempt::Again(first) => {
+                    add(&self.forest.counters.aborted_commits);
+                    aborts += 1;
+                    persistent |= aborts >= IMPATIENT;
+                    if let Some(first) = first {
+                        first.settle();
+                    }
+                }
+            }
+        }
+        self.finish();
+        Ok(true)
+    }
+
+    /// Checks the keys, and writes big values.
+    fn prepare(&mut self) -> Result<()> {
+        for intent in &mut self.intents {
+            if intent.key.len() > super::write::MAX_KEY {
+                return Err(super::write::too_long(&intent.key));
+            }
+            if let Some(value) = intent.write.value() {
+                intent.resolve(self.forest, &self.trees[intent.tree], value)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn attempt(&mut self, status: &Arc<Status>, reads: &mut ReadSet) -> Result<Attempt> {
+        self.full.clear();
+        let mut i = 0;
+        while i < self.intents.len() {
+            if !status.outcome().is_open() {
+                return Ok(Attempt::Again(None));
+            }
+            status.note_progress();
+            match self.install(i, status) {
+                Ok(Some(end)) => i = end,
+                Ok(None) => {}
+                Err(Interrupted::Conflict(first)) => return Ok(Attempt::Again(Some(first))),
+                Err(Interrupted::Failed(error)) => return Err(error),
+            }
+        }
+        if reads.len() > FEW_READS || std::mem::take(&mut self.folded) {
+            match self.refresh(status, reads)? {
+                Verdict::Holds => {}
+                Verdict::Changed => return Ok(Attempt::Changed),
+                Verdict::Unsure => return Ok(Attempt::Again(None)),
+                Verdict::Behind(first) => return Ok(Attempt::Again(Some(first))),
+            }
+        }
+        self.decide(status, reads)
+    }
+
+    fn refresh(&self, status: &Status, reads: &mut ReadSet) -> Result<Verdict> {
+        let mut verdict = Verdict::Unsure;
+        for _ in 0..REFRESHES {
+            status.note_progress();
+            verdict = reads.look_again(self.forest, self.trees, Look::Refresh, Some(status))?;
+            if !matches!(verdict, Verdict::Unsure) {
+                break;
+            }
+        }
+        Ok(verdict)
+    }
+
+    /// Publishes the intents from `i` on that belong to one leaf, and returns the first that does not; `None`: look
+    /// again.
+    fn install(&mut self, i: usize, status: &Arc<Status>) -> std::result::Result<Option<usize>, Interrupted> {
+        let tree = &self.trees[self.intents[i].tree];
+        let guard = crossbeam_epoch::pin();
+        tree.check()?;
+        let at = self.forest.leaf(tree, &self.intents[i].key, &guard)?;
+        at.frame.touch();
+        let (used, frozen) = at.frame.used();
+        if frozen {
+            self.forest.make_way(at.frame, Some(status));
+            self.forest.consolidate(tree, at, Fold::Whole, &guard)?;
+            self.folded = true;
+            return Ok(None);
+        }
+        let id = self.intents[i].tree;
+        let inside = |intent: &Intent| intent.tree == id && !at.leaf().is_past(&intent.key);
+        let end = i + self.intents[i..].partition_point(inside);
+        if !self.is_clear(at, used, i..end, status)? {
+            return Ok(None);
+        }
+        let changes: Vec<_> = self.intents[i..end].iter().map(Intent::change).collect();
+        let mut delta = NewDelta::run(self.forest.cache.arena(), status, &changes);
+        let bytes: usize = changes.iter().map(|(_, key, value)| key.len() + value.len()).sum();
+        let first = fingerprint(&self.intents[i].key);
+        let mut slot = used;
+        loop {
+            match at.frame.publish(slot, first, delta) {
+                (Published::Installed, _) => break,
+                (Published::Frozen, _) => return Ok(None),
+                (Published::Taken, back) => {
+                    if self.intents[i..end].iter().any(|intent| at.frame.concerns(slot, &intent.key)) {
+                        return Ok(None);
+                    }
+                    delta = back.expect("a delta that was not installed is handed back");
+                    slot += 1;
+                }
+            }
+        }
+        if slot + 1 == SLOTS || bytes > self.forest.options.leaf / 4 {
+            self.full.push(i);
+        }
+        Ok(Some(end))
+    }
+
+    /// Sees to it that no undecided intent of another transaction is on the keys of these intents, and makes their
+    /// values of those before where they depend on them. `false`: look again.
+    fn is_clear(
+        &mut self,
+        at: At<'_>,
+        used: usize,
+        range: std::ops::Range<usize>,
+        status: &Status,
+    ) -> std::result::Result<bool, Interrupted> {
+        let contested = at.frame.undecided(used).any(|run| !std::ptr::eq(run.status, status));
+        let watched = self.trees[self.intents[range.start].tree].watchers.any();
+        for intent in &mut self.intents[range] {
+            let depends = intent.write.depends();
+            if !contested && !watched && !depends {
+                continue;
+            }
+            let fingerprint = fingerprint(&intent.key);
+            let look = at.frame.look(fingerprint, &intent.key, Looker::Writer(Some(status)));
+            if let Some(run) = look.blocked {
+                give_way(run, status)?;
+                return Ok(false);
+            }
+            if look.used != used {
+                return Ok(false);
+            }
+            if !watched && !depends {
+                continue;
+            }
+            let tree = &self.trees[intent.tree];
+            let value = look.delta.map(value_of).or_else(|| at.leaf().find(&intent.key, fingerprint));
+            if value.is_none() && at.frame.overlay() {
+                let guard = crossbeam_epoch::pin();
+                self.forest.consolidate(tree, at, Fold::Whole, &guard)?;
+                return Ok(false);
+            }
+            let old = match value.filter(|value| *value != Value::Gone) {
+                Some(value) => Some(self.forest.copy_out(value)?),
+                None => None,
+            };
+            if depends {
+                let new = intent.write.apply(intent.tree, &intent.key, old.as_ref(), self.operators)?;
+                intent.resolve(self.forest, tree, new)?;
+            } else {
+                intent.counts = intent.write.value() != Some(old);
+            }
+        }
+        Ok(true)
+    }
+
+    /// All intents are published.
+    fn decide(&self, status: &Status, reads: &mut ReadSet) -> Result<Attempt> {
+        let rest = |intent: &Intent| match &intent.ready {
+            Ready::Inline(value) => value.len(),
+            Ready::Big(..) => BigRef::LEN + 8,
+            Ready::Gone => 0,
+        };
+        let len = transaction_len(self.intents.iter().map(|intent| (intent.key.len(), rest(intent))));
+        // Before readers have to wait for what follows, which is short.
+        let mut space = self.forest.cache.reserve(len)?;
+        self.encode(space.bytes(), status);
+        if !status.begin_deciding() {
+            return Ok(Attempt::Again(None));
+        }
+        let stamp = self.forest.log().end();
+        match reads.look_again(self.forest, self.trees, Look::Validate, Some(status))? {
+            Verdict::Holds => {}
+            Verdict::Behind(first) => {
+                status.abort();
+                return Ok(Attempt::Again(Some(first)));
+            }
+            Verdict::Unsure | Verdict::Changed => {
+                status.abort();
+                drop(space);
+                return Ok(match self.refresh(status, reads)? {
+                    Verdict::Changed => Attempt::Changed,
+                    _ => Attempt::Again(None),
+                });
+            }
+        }
+        let guard = crossbeam_epoch::pin();
+        let mut wakes = Wakes::default();
+        let ids = self.intents.chunk_by(|a, b| a.tree == b.tree);
+        let mut emitters: Vec<_> =
+            ids.filter_map(|same| Some((self.trees[same[0].tree].watchers.emitter()?, same))).collect();
+        if !status.commit(space.lsn(), stamp) {
+            return Ok(Attempt::Again(None));
+        }
+        for (emitter, intents) in &mut emitters {
+            intents.iter().filter(|i| i.counts).for_each(|i| emitter.emit(&i.event(), &mut wakes));
+        }
+        drop(emitters);
+        drop(guard);
+        space.complete();
+        wakes.wake();
+        Ok(Attempt::Committed)
+    }
+
+    fn encode(&self, out: &mut [u8], status: &Status) {
+        let mut encoder = encode_transaction(out);
+        for (i, intent) in self.intents.iter().enumerate() {
+            if i % PROGRESS == 0 {
+                status.note_progress();
+            }
+            let tree = self.trees[intent.tree].id;
+            match &intent.ready {
+                Ready::Inline(value) => encoder.change(kind::PUT, tree, &intent.key, value),
+                Ready::Gone => encoder.change(kind::REMOVE, tree, &intent.key, &[]),
+                Ready::Big(big, _) => {
+                    let rest = big_rest(*big, self.forest.cache.nonce(big.image));
+                    encoder.change(kind::PUT_BIG, tree, &intent.key, &rest);
+                }
+            }
+        }
+        debug_assert!(encoder.is_full(), "the length that was announced");
+    }
+
+    /// What can wait until everything is visible.
+    fn finish(mut self) {
+        add(&self.forest.counters.commits);
+        let mut big = false;
+        for intent in &mut self.intents {
+            if let Some((_, image)) = intent.image.take() {
+                big = true;
+                self.forest.cache.settle_big(image.image, matches!(intent.ready, Ready::Big(..)));
+            }
+        }
+        let full = std::mem::take(&mut self.full);
+        let busy = big || !full.is_empty();
+        for i in full {
+            let intent = &self.intents[i];
+            let tree = &self.trees[intent.tree];
+            let guard = crossbeam_epoch::pin();
+            // The change is made, whatever becomes of this; the next writer folds a frozen frame.
+            if tree.check().is_ok()
+                && let Ok(at) = self.forest.leaf(tree, &intent.key, &guard)
+            {
+                let _ = self.forest.consolidate(tree, at, Fold::Whole, &guard);
+            }
+        }
+        if busy {
+            let _ = self.forest.keep_up();
+        }
+    }
+}
+
+/// Settles an intent that is in the way of an own one.
+fn give_way(run: RunRef<'_>, own: &Status) -> std::result::Result<(), Interrupted> {
+    if own.age() > run.status.age() {
+        return Err(Interrupted::Conflict(run.owner()));
+    }
+    run.status.settle();
+    Ok(())
+}
+
+impl Intent {
+    /// The write gives its key this value.
+    fn resolve(&mut self, forest: &Forest, tree: &BwTree, value: Option<IVec>) -> Result<()> {
+        self.ready = match value {
+            None => Ready::Gone,
+            Some(value) if value.len() <= forest.options.big_value => Ready::Inline(value),
+            Some(value) => {
+                let big = forest.big_value(tree, &self.key, &value, &mut self.image)?;
+                Ready::Big(big, big.encode())
+            }
+        };
+        Ok(())
+    }
+
+    fn change(&self) -> (DeltaKind, &[u8], &[u8]) {
+        match &self.ready {
+            Ready::Inline(value) => (DeltaKind::Put, &self.key, value),
+            Ready::Big(_, encoded) => (DeltaKind::PutBig, &self.key, encoded),
+            Ready::Gone => (DeltaKind::Remove, &self.key, &[]),
+        }
+    }
+
+    fn event(&self) -> Event {
+        let key = self.key.clone();
+        match (&self.ready, &self.image) {
+            (Ready::Inline(value), _) => Event::Insert { key, value: value.clone() },
+            (Ready::Big(..), Some((value, _))) => Event::Insert { key, value: value.clone() },
+            _ => Event::Remove { key },
+        }
+    }
+}
+
+impl From<Error> for Interrupted {
+    fn from(error: Error) -> Interrupted {
+        Interrupted::Failed(error)
+    }
+}
