@@ -10,14 +10,17 @@
 //!
 //! # Concurrency
 //!
-//! A mutex for each class, held for a push or a pop.
+//! Freed blocks are kept in shards, and so are small amounts that the common count does not have yet: a thread uses always
+//! the same shard, and threads, as long as they are few, different ones. In a shard there is a mutex for each class, held
+//! for a push or a pop.
 
 #![allow(unsafe_code)]
 
+use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
 const ALIGN: usize = 16;
 /// Up to here classes are 32 bytes apart, from here on eight in each doubling.
@@ -26,10 +29,13 @@ const FINE: usize = 512;
 const LONGEST: usize = 32 << 10;
 const FINE_CLASSES: usize = FINE / 32;
 const CLASSES: usize = FINE_CLASSES + 8 * (LONGEST.ilog2() - FINE.ilog2()) as usize;
-/// Bytes that freed blocks of one class may take up.
-const CACHED: usize = 128 << 10;
-/// Bytes that all freed blocks together may take up; they are in no count.
-const CACHED_IN_ALL: u64 = 2 << 20;
+const SHARDS: usize = 4;
+/// Bytes that freed blocks of one class in a shard may take up.
+const CACHED: usize = 64 << 10;
+/// Bytes that all freed blocks of a shard together may take up; they are in no count.
+const CACHED_IN_ALL: u64 = 512 << 10;
+/// Bytes that a shard counts for itself, up or down.
+const UNCOUNTED: i64 = 16 << 10;
 
 /// Freed blocks of one class.
 #[derive(Debug, Default)]
@@ -38,26 +44,55 @@ struct Stack(Vec<NonNull<u8>>);
 // SAFETY: the blocks belong to whoever holds the stack; nobody else has their addresses.
 unsafe impl Send for Stack {}
 
+/// What a thread uses without being in the way of others.
+#[derive(Debug)]
+struct Shard {
+    /// Bytes allocated less bytes freed that are not in the common count. Any thread, by atomic add.
+    uncounted: AtomicI64,
+    /// Bytes in freed blocks that are kept. Any thread, by atomic add.
+    cached: AtomicU64,
+    free: [Mutex<Stack>; CLASSES],
+}
+
 /// Allocates and counts the blocks of one pagecache.
 #[derive(Debug)]
 pub struct Arena {
-    /// Bytes in blocks not freed yet, rounding included. Any thread, by atomic add.
-    allocated: AtomicU64,
+    /// Bytes in blocks not freed yet, rounding included, but for what shards count themselves. Any thread, by atomic
+    /// add.
+    allocated: CachePadded<AtomicI64>,
     /// Bytes in blocks that are out of use and wait for their epoch. Any thread, by atomic add.
-    retired: AtomicU64,
-    /// Bytes in freed blocks that are kept. Any thread, by atomic add.
-    cached: AtomicU64,
+    retired: CachePadded<AtomicU64>,
     /// Number of the last frame. Any thread, by atomic add.
-    last_id: AtomicU64,
-    free: [Mutex<Stack>; CLASSES],
+    last_id: CachePadded<AtomicU64>,
+    shards: [CachePadded<Shard>; SHARDS],
 }
 
 impl Default for Arena {
     fn default() -> Arena {
-        let free = std::array::from_fn(|_| Mutex::default());
-        let zero = || AtomicU64::new(0);
-        Arena { allocated: zero(), retired: zero(), cached: zero(), last_id: zero(), free }
+        let shard = |_| {
+            let free = std::array::from_fn(|_| Mutex::default());
+            CachePadded::new(Shard { uncounted: AtomicI64::new(0), cached: AtomicU64::new(0), free })
+        };
+        let zero = || CachePadded::new(AtomicU64::new(0));
+        Arena {
+            allocated: CachePadded::new(AtomicI64::new(0)),
+            retired: zero(),
+            last_id: zero(),
+            shards: std::array::from_fn(shard),
+        }
     }
+}
+
+/// The shard of this thread.
+#[inline]
+fn own_shard() -> usize {
+    static THREADS: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        // Relaxed: only spreading matters.
+        static SHARD: usize = THREADS.fetch_add(1, Ordering::Relaxed) % SHARDS;
+    }
+    // A thread that is ending has no number any more.
+    SHARD.try_with(|shard| *shard).unwrap_or(0)
 }
 
 /// The class of a size, if blocks of it are cached, and the size of its blocks.
@@ -86,11 +121,11 @@ impl Arena {
     /// An uninitialised block of at least `size` bytes, 16-byte aligned.
     pub fn alloc(&self, size: usize) -> NonNull<u8> {
         let (class, size) = class(size);
-        // Relaxed: statistic.
-        self.allocated.fetch_add(size as u64, Ordering::Relaxed);
-        if let Some(block) = class.and_then(|class| self.free[class].lock().0.pop()) {
+        let shard = &self.shards[own_shard()];
+        self.count(shard, size as i64);
+        if let Some(block) = class.and_then(|class| shard.free[class].lock().0.pop()) {
             // Relaxed: statistic.
-            self.cached.fetch_sub(size as u64, Ordering::Relaxed);
+            shard.cached.fetch_sub(size as u64, Ordering::Relaxed);
             return block;
         }
         let layout = layout(size);
@@ -107,21 +142,32 @@ impl Arena {
     /// - it is not used any more and was not freed before
     pub unsafe fn free(&self, block: NonNull<u8>, size: usize) {
         let (class, size) = class(size);
-        // Relaxed: statistic.
-        let before = self.allocated.fetch_sub(size as u64, Ordering::Relaxed);
-        debug_assert!(before >= size as u64, "more was freed than allocated");
+        let shard = &self.shards[own_shard()];
+        self.count(shard, -(size as i64));
         if let Some(class) = class {
-            let mut stack = self.free[class].lock();
+            let mut stack = shard.free[class].lock();
             // Relaxed: statistic.
-            let room = self.cached.load(Ordering::Relaxed) + size as u64 <= CACHED_IN_ALL;
+            let room = shard.cached.load(Ordering::Relaxed) + size as u64 <= CACHED_IN_ALL;
             if room && (stack.0.len() + 1) * size <= CACHED {
-                self.cached.fetch_add(size as u64, Ordering::Relaxed);
+                shard.cached.fetch_add(size as u64, Ordering::Relaxed);
                 stack.0.push(block);
                 return;
             }
         }
         // SAFETY: the caller promises that it was allocated with this layout and is free of users.
         unsafe { dealloc(block.as_ptr(), layout(size)) };
+    }
+
+    /// Counts bytes that were allocated or, below zero, freed.
+    #[inline]
+    fn count(&self, shard: &Shard, bytes: i64) {
+        // Relaxed: statistic.
+        let now = shard.uncounted.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if now.abs() > UNCOUNTED {
+            // Relaxed: statistic. Whoever else has added meanwhile is counted, too.
+            let moved = shard.uncounted.swap(0, Ordering::Relaxed);
+            self.allocated.fetch_add(moved, Ordering::Relaxed);
+        }
     }
 
     /// A number that was not handed out before.
@@ -149,17 +195,24 @@ impl Arena {
         self.retired.load(Ordering::Relaxed)
     }
 
-    /// Bytes in blocks that are in use.
+    /// Bytes in blocks that are in use, about.
     #[inline]
     pub fn in_use(&self) -> u64 {
-        self.allocated().saturating_sub(self.retired())
+        self.about().saturating_sub(self.retired())
+    }
+
+    /// Bytes in blocks that are not freed, rounding included, but for what shards have not told yet.
+    #[inline]
+    pub fn about(&self) -> u64 {
+        // Relaxed: statistic.
+        u64::try_from(self.allocated.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
     /// Bytes in blocks that are not freed, rounding included.
-    #[inline]
     pub fn allocated(&self) -> u64 {
         // Relaxed: statistic.
-        self.allocated.load(Ordering::Relaxed)
+        let shards = self.shards.iter().map(|shard| shard.uncounted.load(Ordering::Relaxed)).sum::<i64>();
+        u64::try_from(self.allocated.load(Ordering::Relaxed) + shards).unwrap_or(0)
     }
 }
 
@@ -170,9 +223,11 @@ impl Drop for Arena {
             if rounded != size {
                 continue;
             }
-            for block in self.free[index].get_mut().0.drain(..) {
-                // SAFETY: cached blocks were allocated with the layout of their class, and have no users.
-                unsafe { dealloc(block.as_ptr(), layout(size)) };
+            for shard in &mut self.shards {
+                for block in shard.free[index].get_mut().0.drain(..) {
+                    // SAFETY: cached blocks were allocated with the layout of their class, and have no users.
+                    unsafe { dealloc(block.as_ptr(), layout(size)) };
+                }
             }
         }
     }
@@ -209,7 +264,8 @@ mod tests {
             // SAFETY: from `alloc` of that size, not used any more.
             unsafe { arena.free(block, 5000) };
         }
-        let cached: usize = arena.free.iter().map(|stack| stack.lock().0.len()).sum();
+        let cached: usize =
+            arena.shards.iter().flat_map(|shard| &shard.free).map(|stack| stack.lock().0.len()).sum();
         assert_eq!(cached, CACHED / class(5000).1);
         // SAFETY: from `alloc` of that class, not used any more.
         unsafe { arena.free(first, 5100) };

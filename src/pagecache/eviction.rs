@@ -65,7 +65,7 @@ impl<P: Page> PageCache<P> {
     /// Whether memory, what waits for its epoch included, is so far over the capacity that writers must wait.
     #[inline]
     pub fn over_hard_limit(&self) -> bool {
-        self.arena().allocated() > self.limit() + SLACK
+        self.arena().about() > self.limit() + SLACK
     }
 
     /// How far below the capacity a round of eviction goes, so that the next is not due at once.

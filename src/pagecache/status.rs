@@ -72,7 +72,7 @@ pub struct Status {
     word: AtomicU64,
     /// End of the redo stream after deciding began. Written by the owner while deciding.
     stamp: AtomicU64,
-    /// Smaller is older. Of two that are in each other's way the younger one gives way.
+    /// Smaller is older.
     age: u64,
     /// The owner was aborted often: others are to have more patience.
     persistent: bool,
@@ -136,9 +136,10 @@ impl Status {
         Lsn(self.stamp.load(Ordering::Relaxed))
     }
 
-    /// Smaller is older.
-    pub fn age(&self) -> u64 {
-        self.age
+    /// Whether the owner of this one, the younger, is to let another go first.
+    pub fn gives_way_to(&self, other: &Status) -> bool {
+        // Of one age, it only matters that not both do, or neither.
+        (self.age, std::ptr::from_ref(self)) > (other.age, std::ptr::from_ref(other))
     }
 
     /// The owner is not asleep.

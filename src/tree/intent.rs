@@ -364,7 +364,6 @@ impl<'a> Commit<'a> {
 
     /// What can wait until everything is visible.
     fn finish(mut self) {
-        add(&self.forest.counters.commits);
         let mut big = false;
         for intent in &mut self.intents {
             if let Some((_, image)) = intent.image.take() {
@@ -393,7 +392,7 @@ impl<'a> Commit<'a> {
 
 /// Settles an intent that is in the way of an own one.
 fn give_way(run: RunRef<'_>, own: &Status) -> std::result::Result<(), Interrupted> {
-    if own.age() > run.status.age() {
+    if own.gives_way_to(run.status) {
         return Err(Interrupted::Conflict(run.owner()));
     }
     run.status.settle();

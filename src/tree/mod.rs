@@ -110,9 +110,7 @@ pub struct TreeCounters {
     pub cleaned_segments: AtomicU64,
     /// Trees rebuilt at open.
     pub trees_loaded: AtomicU64,
-    /// Transactions with writes, batches included, that were committed.
-    pub commits: AtomicU64,
-    /// Attempts at that which others aborted.
+    /// Attempts at a commit which others aborted, or which were not sure of what was read.
     pub aborted_commits: AtomicU64,
     /// Runs of a closure that read what did not hold until the end.
     pub conflicts: AtomicU64,
@@ -169,8 +167,6 @@ pub struct Forest {
     /// Identifiers below this may be handed out. Raised under `raising_ids` after a flush.
     id_floor: AtomicU64,
     raising_ids: Mutex<()>,
-    /// Number of transactions so far: their age. Any thread, by atomic add.
-    transactions: AtomicU64,
     /// A checkpoint is due after this many redo bytes.
     redo_budget: AtomicU64,
     /// Or after this many bytes of images: what they replace is freed by a checkpoint only.
@@ -203,7 +199,6 @@ impl Forest {
             next_id: AtomicU64::new(floor),
             id_floor: AtomicU64::new(floor),
             raising_ids: Mutex::default(),
-            transactions: AtomicU64::new(0),
             redo_budget: AtomicU64::new(0),
             image_budget: AtomicU64::new(0),
             appended_then: AtomicU64::new(0),

@@ -169,7 +169,7 @@ fn judge(run: RunRef<'_>, own: Option<&Status>) -> Foreign {
     match run.status.outcome() {
         Outcome::Pending => Foreign::Ignore,
         Outcome::Deciding => {
-            if own.is_some_and(|own| own.age() > run.status.age()) {
+            if own.is_some_and(|own| own.gives_way_to(run.status)) {
                 return Foreign::Behind(run.owner());
             }
             run.status.settle();

@@ -15,7 +15,6 @@ use crate::pagecache::Status;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// Applies the merge operator of a tree, by its index in the transaction, to a key, its value and an operand; `None`:
 /// that tree has none.
@@ -103,7 +102,7 @@ pub struct Transaction {
     ahead: Option<Ahead>,
     /// What was read does not hold any more.
     is_stale: bool,
-    /// Its place in the order of transactions, from its first commit on.
+    /// Where the redo stream ended at its first commit.
     age: Option<u64>,
     /// Runs of the closure before this one.
     runs: u32,
@@ -396,8 +395,7 @@ impl Transaction {
         if forest.cache.over_hard_limit() {
             forest.keep_up()?;
         }
-        // Relaxed: only uniqueness matters.
-        let age = *self.age.get_or_insert_with(|| forest.transactions.fetch_add(1, Ordering::Relaxed));
+        let age = *self.age.get_or_insert_with(|| forest.log().end().0);
         let writes = std::mem::take(&mut self.writes);
         let commit = Commit::new(forest, &self.trees, operators, writes.into_iter());
         commit.run(&mut self.reads, age, self.runs >= IMPATIENT)
