@@ -1,6 +1,7 @@
 //! What a user can name, and the engine behind it.
 
 pub mod batch;
+mod combiner;
 pub mod compat;
 pub mod config;
 pub mod db;

@@ -1,11 +1,13 @@
 //! `Tree`: an ordered map from bytes to bytes.
 
+use super::combiner::Merge;
 use super::engine::{Engine, Group};
 use super::iter::Iter;
 use super::merge_operator::MergeOperator;
 use super::subscriber::Subscriber;
 use crate::error::{CompareAndSwapError, CompareAndSwapResult, Error, Result};
 use crate::ivec::IVec;
+use crate::tree::leaf::fingerprint;
 use crate::tree::{BwTree, Change, Pairs, Start, Written};
 use std::fmt;
 use std::ops::{Bound, RangeBounds};
@@ -327,17 +329,31 @@ impl Tree {
         if !self.group.operator.is_set() {
             return Err(Error::no_operator());
         }
-        let mut new = None;
+        let merge: Merge<'_> = &|key, operands| self.merge_all(key, operands);
+        if self.group.operator.is_running() {
+            let values = self.merge_all(key, &[operand])?;
+            return Ok(values.into_iter().next_back().flatten());
+        }
+        self.group.combiner.merge(fingerprint(key), key, operand, merge)
+    }
+
+    /// Merges operands into a key one after the other in one write, and returns the values that it had.
+    fn merge_all(&self, key: &[u8], operands: &[&[u8]]) -> Result<Vec<Option<IVec>>> {
+        let mut values: Vec<Option<IVec>> = Vec::new();
         self.write(key, |old| {
-            let merged = self
-                .group
-                .operator
-                .call(key, old.map(AsRef::as_ref), operand)
-                .ok_or_else(Error::no_operator)?;
-            new = merged.map(IVec::from);
-            Ok(new.clone().map_or(Change::Remove, Change::Put))
+            values.clear();
+            for operand in operands {
+                let old = values.last().map_or(old, Option::as_ref).map(AsRef::as_ref);
+                let merged = self.group.operator.call(key, old, operand).ok_or_else(Error::no_operator)?;
+                values.push(merged.map(IVec::from));
+            }
+            Ok(match &values[..] {
+                [Some(value)] => Change::Put(value.clone()),
+                [None] => Change::Remove,
+                several => Change::Several(several.to_vec()),
+            })
         })?;
-        Ok(new)
+        Ok(values)
     }
 
     /// Returns a stream of the changes to the keys with a prefix, an empty one for all keys, from now on.

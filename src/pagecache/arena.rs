@@ -29,7 +29,8 @@ const FINE: usize = 512;
 const LONGEST: usize = 32 << 10;
 const FINE_CLASSES: usize = FINE / 32;
 const CLASSES: usize = FINE_CLASSES + 8 * (LONGEST.ilog2() - FINE.ilog2()) as usize;
-const SHARDS: usize = 4;
+/// One in a model, whose stacks are small.
+const SHARDS: usize = if cfg!(loom) { 1 } else { 4 };
 /// Bytes that freed blocks of one class in a shard may take up.
 const CACHED: usize = 64 << 10;
 /// Bytes that all freed blocks of a shard together may take up; they are in no count.

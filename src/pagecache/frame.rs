@@ -31,7 +31,7 @@ use super::arena::Arena;
 use super::status::{Outcome, Status};
 use crate::base::Lsn;
 use crate::base::sync::Watch;
-use crate::base::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use crate::base::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 use crate::log::ImageAddr;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
@@ -736,6 +736,10 @@ impl<'g> FrameRef<'g> {
         match slot.compare_exchange(0, delta.word(fingerprint), Ordering::SeqCst, Ordering::Acquire) {
             Ok(_) => {
                 std::mem::forget(delta);
+                if cfg!(loom) {
+                    // SeqCst: for the model checker, to which SeqCst accesses are no more than AcqRel ones.
+                    fence(Ordering::SeqCst);
+                }
                 (Published::Installed, None)
             }
             Err(SEAL) => (Published::Frozen, Some(delta)),

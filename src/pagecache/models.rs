@@ -6,8 +6,10 @@
 //! takes part in the model when it is built with `--cfg crossbeam_loom`; each thread registers with a
 //! collector of the model, as the global one would outlive an interleaving.
 
+#![allow(unsafe_code)]
+
 use super::{Arc, FrameKind, FrameRef, Guard, ImageAddr, Lsn, NewFrame, PageState, Shared, Word};
-use super::{DeltaKind, NewDelta, Published};
+use super::{DeltaKind, Looker, NewDelta, Outcome, Published, Status};
 use crate::base::sync::check;
 use crossbeam_epoch::Collector;
 use loom::thread::spawn;
@@ -100,7 +102,7 @@ fn a_reader_and_a_replacer_hand_over() {
         for _ in 0..3 {
             participant.pin().flush();
         }
-        let retired_bytes = shared.arena.allocated() - shared.arena.in_use();
+        let retired_bytes = shared.arena.retired();
         if retired_bytes == 0 {
             FREED_EARLY.store(true, Ordering::Relaxed);
         }
@@ -149,4 +151,138 @@ fn a_consolidation_and_a_move_agree_on_the_image() {
 #[test]
 fn a_write_and_a_move_are_both_kept() {
     check(3, || others_and_a_move(true));
+}
+
+/// A leaf that lives as long as the model.
+#[derive(Clone, Copy)]
+struct Leaf(u64);
+
+impl Leaf {
+    fn new(shared: &Shared) -> Leaf {
+        Leaf(frame(shared, b"base", FROM).address())
+    }
+
+    fn frame<'g>(self) -> FrameRef<'g> {
+        // SAFETY: never freed.
+        unsafe { FrameRef::from_address(self.0) }
+    }
+
+    /// Publishes an intent for the only key.
+    fn intend(self, shared: &Shared, status: &Arc<Status>) {
+        let mut delta = NewDelta::run(&shared.arena, status, &[(DeltaKind::Put, b"key", b"new")]);
+        for slot in 0.. {
+            match self.frame().publish(slot, 1, delta) {
+                (Published::Installed, _) => return,
+                (_, back) => delta = back.expect("handed back"),
+            }
+        }
+    }
+
+    /// Whether the key has not been written, as somebody who reads it sees it.
+    fn reads_old(self) -> bool {
+        self.frame().look(1, b"key", Looker::Reader).delta.is_none()
+    }
+
+    /// Whether the key has not been written, as a transaction that is deciding sees it; `None`: another one goes first.
+    fn validates(self, own: &Status) -> Option<bool> {
+        loop {
+            let look = self.frame().look(1, b"key", Looker::Writer(Some(own)));
+            match look.blocked {
+                Some(run) if run.status.outcome() == Outcome::Deciding => {
+                    if own.gives_way_to(run.status) {
+                        return None;
+                    }
+                    run.status.settle();
+                }
+                Some(run) if run.status.outcome() != Outcome::Pending => {}
+                _ => return Some(look.delta.is_none()),
+            }
+        }
+    }
+}
+
+/// A transaction that has read that one key was not written, and writes another; whether it was committed.
+fn transaction(shared: &Shared, read: Leaf, written: Leaf, age: u64) -> bool {
+    let status = Status::new(age, false);
+    written.intend(shared, &status);
+    let valid = status.begin_deciding() && read.validates(&status) == Some(true);
+    let committed = valid && status.commit(Lsn(1), Lsn(1));
+    if !committed {
+        status.abort();
+    }
+    committed
+}
+
+/// Of two transactions that each read what the other writes, one is aborted.
+#[test]
+fn of_two_that_read_what_the_other_writes_one_is_aborted() {
+    static COMMITTED: AtomicBool = AtomicBool::new(false);
+    check(3, || {
+        let shared = Arc::new(Shared::default());
+        let (x, y) = (Leaf::new(&shared), Leaf::new(&shared));
+        let other = {
+            let shared = Arc::clone(&shared);
+            spawn(move || transaction(&shared, y, x, 2))
+        };
+        let committed = transaction(&shared, x, y, 1);
+        let both = (committed, other.join().expect("no panic"));
+        assert_ne!(both, (true, true));
+        if both != (false, false) {
+            COMMITTED.store(true, Ordering::Relaxed);
+        }
+    });
+    assert!(COMMITTED.load(Ordering::Relaxed), "no interleaving committed anything");
+}
+
+/// Who writes a key that a transaction has read, and then finds what that has written as it was before, comes before it:
+/// so it must not find the key as it was before, and be committed.
+#[test]
+fn nobody_reads_past_what_a_deciding_transaction_writes() {
+    static BEFORE: AtomicBool = AtomicBool::new(false);
+    static AFTER: AtomicBool = AtomicBool::new(false);
+    check(3, || {
+        let shared = Arc::new(Shared::default());
+        let (x, y) = (Leaf::new(&shared), Leaf::new(&shared));
+        let plain = {
+            let shared = Arc::clone(&shared);
+            spawn(move || {
+                let delta = NewDelta::new(&shared.arena, DeltaKind::Put, b"key", b"new");
+                x.frame().put(0, 1, delta);
+                y.reads_old()
+            })
+        };
+        let committed = transaction(&shared, x, y, 1);
+        let old = plain.join().expect("no panic");
+        assert!(!(committed && old), "each comes before the other");
+        if committed {
+            AFTER.store(true, Ordering::Relaxed);
+        }
+        if old {
+            BEFORE.store(true, Ordering::Relaxed);
+        }
+    });
+    assert!(AFTER.load(Ordering::Relaxed) && BEFORE.load(Ordering::Relaxed), "both ways round were met");
+}
+
+/// All intents of a transaction become visible at once.
+#[test]
+fn intents_become_visible_at_once() {
+    check(3, || {
+        let shared = Arc::new(Shared::default());
+        let (x, y) = (Leaf::new(&shared), Leaf::new(&shared));
+        let writer = {
+            let shared = Arc::clone(&shared);
+            spawn(move || {
+                let status = Status::new(1, false);
+                x.intend(&shared, &status);
+                y.intend(&shared, &status);
+                status.begin_deciding() && status.commit(Lsn(1), Lsn(1))
+            })
+        };
+        let first = x.reads_old();
+        let second = y.reads_old();
+        assert!(first || !second, "the second was written together with the first");
+        let committed = writer.join().expect("no panic");
+        assert_eq!((x.reads_old(), y.reads_old()), (!committed, !committed));
+    });
 }

@@ -41,16 +41,36 @@ pub enum Change {
     Put(IVec),
     /// Take its value away.
     Remove,
+    /// Give it these values one after the other, `None` for none: the last stays, subscribers are told of all.
+    Several(Vec<Option<IVec>>),
 }
 
 impl Change {
-    /// What subscribers are told.
-    pub(super) fn event(&self, key: &[u8]) -> Option<Event> {
+    /// Calls `tell` with what subscribers are told.
+    fn events(&self, key: &[u8], tell: &mut dyn FnMut(&Event)) {
         let key = IVec::from(key);
+        let mut tell = |value: Option<&IVec>| {
+            let key = key.clone();
+            tell(&match value {
+                Some(value) => Event::Insert { key, value: value.clone() },
+                None => Event::Remove { key },
+            });
+        };
+        match self {
+            Change::Keep => {}
+            Change::Put(value) => tell(Some(value)),
+            Change::Remove => tell(None),
+            Change::Several(values) => values.iter().for_each(|value| tell(value.as_ref())),
+        }
+    }
+
+    /// The value that it leaves; `None`: it leaves everything as it is.
+    fn value(&self) -> Option<Option<&IVec>> {
         match self {
             Change::Keep => None,
-            Change::Put(value) => Some(Event::Insert { key, value: value.clone() }),
-            Change::Remove => Some(Event::Remove { key }),
+            Change::Put(value) => Some(Some(value)),
+            Change::Remove => Some(None),
+            Change::Several(values) => values.last().map(Option::as_ref),
         }
     }
 }
@@ -163,12 +183,12 @@ impl Forest {
             Some((seen, change)) if seen == old => change,
             _ => decide(old.as_ref())?,
         };
-        let ready = match &change {
-            Change::Keep => return Ok(Some(Written { old, changed: false })),
-            Change::Remove => Ready::Gone,
-            Change::Put(_) if key.len() > MAX_KEY => return Err(too_long(key)),
-            Change::Put(value) if value.len() <= self.options.big_value => Ready::Inline(value),
-            Change::Put(value) => Ready::Big(self.big_value(tree, key, value, &mut attempt.image)?),
+        let ready = match change.value() {
+            None => return Ok(Some(Written { old, changed: false })),
+            Some(None) => Ready::Gone,
+            Some(Some(_)) if key.len() > MAX_KEY => return Err(too_long(key)),
+            Some(Some(value)) if value.len() <= self.options.big_value => Ready::Inline(value),
+            Some(Some(value)) => Ready::Big(self.big_value(tree, key, value, &mut attempt.image)?),
         };
         let encoded;
         let (kind, value, record) = match &ready {
@@ -228,7 +248,7 @@ impl Forest {
         }
         let mut wakes = Wakes::default();
         if let (Some(emitter), Some(change)) = (&mut emitter, what.event) {
-            change.event(what.key).iter().for_each(|event| emitter.emit(event, &mut wakes));
+            change.events(what.key, &mut |event| emitter.emit(event, &mut wakes));
         }
         drop(emitter);
         space.complete();
