@@ -16,7 +16,8 @@
 //! - X1: the `Transaction` is borrowed only within [`TransactionalTree::access`], where the only code of the user's
 //!   that runs is a merge operator. One that comes back to the same transaction is refused.
 //! - X2: a run in which an operation met a conflict is never committed, even if the closure goes on: what it has
-//!   decided since may rest on nothing.
+//!   decided since may rest on nothing. Nor is one in which an operation failed with an error that the closure hides:
+//!   half of what it was to do is not there.
 
 use super::batch::Batch;
 use super::engine::{Engine, Group};
@@ -46,6 +47,8 @@ struct Run {
     transaction: RefCell<Option<Transaction>>,
     /// An operation met a conflict. Set by `access`.
     conflict: Cell<bool>,
+    /// What the first operation that failed did so with. Set by `access`.
+    failure: RefCell<Option<Error>>,
     /// A flush is to follow. Set by a view.
     flush: Cell<bool>,
 }
@@ -53,7 +56,8 @@ struct Run {
 impl Run {
     fn new(engine: Option<Arc<Engine>>, groups: Rc<[Arc<Group>]>, transaction: Transaction) -> Rc<Run> {
         let (conflict, flush) = (Cell::new(false), Cell::new(false));
-        Rc::new(Run { engine, groups, transaction: RefCell::new(Some(transaction)), conflict, flush })
+        let transaction = RefCell::new(Some(transaction));
+        Rc::new(Run { engine, groups, transaction, conflict, failure: RefCell::default(), flush })
     }
 
     fn engine(&self) -> &Engine {
@@ -146,7 +150,7 @@ impl TransactionalTrees {
                 Err(error) => Err(TransactionError::Storage(error)),
             },
             Err(ConflictableTransactionError::Storage(error)) => Err(TransactionError::Storage(error)),
-            Ok(value) => match self.run.commit() {
+            Ok(value) => match self.run.failure.take().map_or_else(|| self.run.commit(), Err) {
                 Ok(true) => Ok(value),
                 Ok(false) => return None,
                 Err(error) => Err(TransactionError::Storage(error)),
@@ -216,10 +220,17 @@ impl TransactionalTree {
             work(transaction, forest, &|tree, key, old, operand| self.run.merge(tree, key, old, operand))
         };
         forest.keep_up_reading();
-        result?.ok_or_else(|| {
-            self.run.conflict.set(true);
-            UnabortableTransactionError::Conflict
-        })
+        match result {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) => {
+                self.run.conflict.set(true);
+                Err(UnabortableTransactionError::Conflict)
+            }
+            Err(error) => {
+                self.run.failure.borrow_mut().get_or_insert_with(|| error.clone());
+                Err(error.into())
+            }
+        }
     }
 
     fn pair(

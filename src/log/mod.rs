@@ -613,6 +613,12 @@ impl Log {
         self.ring().end()
     }
 
+    /// Where the redo stream ends, if everything reserved before that was completed; `None`: some of it was not, just
+    /// now.
+    pub fn quiet_end(&self) -> Option<Lsn> {
+        self.ring().quiet_end()
+    }
+
     /// Redo bytes that would be replayed after a crash now.
     pub fn redo_tail(&self) -> u64 {
         // Relaxed: a hint of when a checkpoint is due.

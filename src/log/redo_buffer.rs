@@ -285,6 +285,29 @@ impl Ring {
         }
     }
 
+    /// Where the stream ends, if every reservation before that was completed; `None`: some were not, just now.
+    pub fn quiet_end(&self) -> Option<Lsn> {
+        // Acquire: pairs with the Release in `open`.
+        let sequence = self.current.load(Ordering::Acquire);
+        let buffer = self.buffer(sequence);
+        // Acquire: pairs with the Release in `open`, as in `end`, and with that in `Reservation::leave`, so what was
+        // completed is seen.
+        let header = Header(buffer.header.load(Ordering::Acquire));
+        // Relaxed: ordered by the Acquire above and the fence below.
+        let base = Lsn(buffer.base.load(Ordering::Relaxed));
+        // Acquire: as in `end`.
+        fence(Ordering::Acquire);
+        let is_quiet = |sequence| {
+            // Acquire: as above. One that is used again already was completed, and may only seem not to be.
+            Header(self.buffer(sequence).header.load(Ordering::Acquire)).writers() == 0
+        };
+        let quiet = !header.sealed()
+            && header.writers() == 0
+            && self.current.load(Ordering::Acquire) == sequence
+            && (self.first_undrained()..sequence).all(is_quiet);
+        quiet.then(|| base.plus(header.used() as u64))
+    }
+
     /// Seals the current buffer unless it is empty, and says below which sequence number all are sealed.
     /// The caller drains; `None`: drain what is sealed, then ask again.
     pub fn seal_current(&self) -> Option<u64> {

@@ -172,8 +172,6 @@ pub enum Slot<'g> {
 pub struct DeltaRef<'g> {
     /// Position of its redo record.
     pub lsn: Lsn,
-    /// Above the LSN of every change that precedes it, and its own.
-    pub stamp: Lsn,
     /// What it does.
     pub kind: DeltaKind,
     /// The fingerprint in its slot.
@@ -285,7 +283,7 @@ impl<'g> RunRef<'g> {
     /// Intent `i` as the change that it has become.
     pub fn change(self, i: usize, lsn: Lsn, fingerprint: u16) -> DeltaRef<'g> {
         let (kind, key, value) = self.intent(i);
-        DeltaRef { lsn, stamp: self.status.stamp(), kind, fingerprint, key, value }
+        DeltaRef { lsn, kind, fingerprint, key, value }
     }
 
     #[cold]
@@ -662,7 +660,7 @@ impl<'g> FrameRef<'g> {
             return Slot::Run(RunRef { status: unsafe { &*status }, bytes: value });
         }
         let lsn = Lsn(word_in);
-        Slot::Change(DeltaRef { lsn, stamp: lsn.plus(1), kind: header.kind, fingerprint, key, value })
+        Slot::Change(DeltaRef { lsn, kind: header.kind, fingerprint, key, value })
     }
 
     /// Looks through the published deltas, newest first, for the one that decides about `key`.

@@ -206,7 +206,7 @@ fn transaction(shared: &Shared, read: Leaf, written: Leaf, age: u64) -> bool {
     let status = Status::new(age, false);
     written.intend(shared, &status);
     let valid = status.begin_deciding() && read.validates(&status) == Some(true);
-    let committed = valid && status.commit(Lsn(1), Lsn(1));
+    let committed = valid && status.commit(Lsn(1));
     if !committed {
         status.abort();
     }
@@ -276,7 +276,7 @@ fn intents_become_visible_at_once() {
                 let status = Status::new(1, false);
                 x.intend(&shared, &status);
                 y.intend(&shared, &status);
-                status.begin_deciding() && status.commit(Lsn(1), Lsn(1))
+                status.begin_deciding() && status.commit(Lsn(1))
             })
         };
         let first = x.reads_old();

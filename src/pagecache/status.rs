@@ -70,8 +70,6 @@ impl Outcome {
 pub struct Status {
     /// State, and the LSN once committed. Any thread, by CAS.
     word: AtomicU64,
-    /// End of the redo stream after deciding began. Written by the owner while deciding.
-    stamp: AtomicU64,
     /// Smaller is older.
     age: u64,
     /// The owner was aborted often: others are to have more patience.
@@ -83,8 +81,7 @@ pub struct Status {
 impl Status {
     /// A pending status.
     pub fn new(age: u64, persistent: bool) -> Arc<Status> {
-        let zero = || AtomicU64::new(0);
-        Arc::new(Status { word: AtomicU64::new(PENDING), stamp: zero(), age, persistent, progress: zero() })
+        Arc::new(Status { word: AtomicU64::new(PENDING), age, persistent, progress: AtomicU64::new(0) })
     }
 
     /// What it says now.
@@ -116,24 +113,15 @@ impl Status {
         begun
     }
 
-    /// Makes all intents changes in this instant; `false`: aborted. `stamp`: the end of the redo stream after
-    /// deciding began, so that it is not below that of anybody who read past an intent.
-    pub fn commit(&self, lsn: Lsn, stamp: Lsn) -> bool {
+    /// Makes all intents changes in this instant; `false`: aborted.
+    pub fn commit(&self, lsn: Lsn) -> bool {
         debug_assert!(lsn.0 < 1 << (64 - STATE_BITS), "an LSN has 62 bits");
-        // Relaxed: the CAS makes it visible.
-        self.stamp.store(stamp.0, Ordering::Relaxed);
         self.change(DECIDING, lsn.0 << STATE_BITS | COMMITTED)
     }
 
     /// Makes the intents mean nothing, unless they are changes already; whether it did.
     pub fn abort(&self) -> bool {
         self.change(PENDING, ABORTED) || self.change(DECIDING, ABORTED)
-    }
-
-    /// Above the LSN of every change that precedes this one. Once committed.
-    pub fn stamp(&self) -> Lsn {
-        // Relaxed: `outcome` has acquired it.
-        Lsn(self.stamp.load(Ordering::Relaxed))
     }
 
     /// Whether the owner of this one, the younger, is to let another go first.
@@ -200,10 +188,10 @@ mod tests {
     fn a_status_is_decided_once() {
         let status = Status::new(1, false);
         assert!(status.outcome().is_open());
-        assert!(!status.commit(Lsn(1), Lsn(1)), "not without deciding");
+        assert!(!status.commit(Lsn(1)), "not without deciding");
         assert!(status.begin_deciding() && !status.begin_deciding());
-        assert!(status.commit(Lsn(5), Lsn(9)));
-        assert_eq!((status.outcome(), status.stamp()), (Outcome::Committed(Lsn(5)), Lsn(9)));
+        assert!(status.commit(Lsn(5)));
+        assert_eq!(status.outcome(), Outcome::Committed(Lsn(5)));
         assert!(!status.abort());
         assert_eq!(status.settle(), Outcome::Committed(Lsn(5)));
     }
@@ -214,7 +202,7 @@ mod tests {
             let status = Status::new(1, persistent);
             assert!(!deciding || status.begin_deciding());
             assert_eq!(status.settle(), Outcome::Aborted);
-            assert!(!status.begin_deciding() && !status.commit(Lsn(1), Lsn(1)) && !status.abort());
+            assert!(!status.begin_deciding() && !status.commit(Lsn(1)) && !status.abort());
         }
     }
 }

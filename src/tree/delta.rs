@@ -112,7 +112,7 @@ impl<'g> SortedDeltas<'g> {
     }
 
     fn note(&mut self, delta: DeltaRef<'g>) {
-        self.lsns = (self.lsns.0.min(delta.lsn), self.lsns.1.max(delta.stamp));
+        self.lsns = (self.lsns.0.min(delta.lsn), self.lsns.1.max(delta.lsn.plus(1)));
     }
 
     /// Inserts a delta that is older than those that are here.

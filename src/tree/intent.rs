@@ -309,7 +309,6 @@ impl<'a> Commit<'a> {
         if !status.begin_deciding() {
             return Ok(Attempt::Again(None));
         }
-        let stamp = self.forest.log().end();
         match reads.look_again(self.forest, self.trees, Look::Validate, Some(status))? {
             Verdict::Holds => {}
             Verdict::Behind(first) => {
@@ -330,7 +329,7 @@ impl<'a> Commit<'a> {
         let ids = self.intents.chunk_by(|a, b| a.tree == b.tree);
         let mut emitters: Vec<_> =
             ids.filter_map(|same| Some((self.trees[same[0].tree].watchers.emitter()?, same))).collect();
-        if !status.commit(space.lsn(), stamp) {
+        if !status.commit(space.lsn()) {
             return Ok(Attempt::Again(None));
         }
         for (emitter, intents) in &mut emitters {

@@ -37,10 +37,12 @@ use std::collections::VecDeque;
 use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 /// How often versions may be found to be others, with the values that they had, before that counts as a change.
 pub const REFRESHES: usize = 16;
+
+/// Looks at the end of the redo stream for an instant at which nothing was being written.
+const QUIET_LOOKS: usize = 64;
 
 /// What a key was found to have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +82,7 @@ struct RangeRead {
 pub struct ReadSet {
     points: BTreeMap<(usize, IVec), PointRead>,
     ranges: Vec<RangeRead>,
-    /// What was read is one state of the database as of this position, or later.
+    /// What was read is one state of the database, in which everything before this position is; 0 = not known.
     as_of: Lsn,
     hashing: RandomState,
 }
@@ -131,7 +133,7 @@ impl Forest {
             at.frame.touch();
             let look = at.frame.look(fingerprint, key, who);
             let (value, stamp) = match look.delta {
-                Some(delta) => (Some(value_of(delta)), delta.stamp),
+                Some(delta) => (Some(value_of(delta)), delta.lsn.plus(1)),
                 None => (at.leaf().find(key, fingerprint), at.frame.newest()),
             };
             if value.is_none() && at.frame.overlay() {
@@ -218,17 +220,24 @@ impl ReadSet {
     }
 
     fn begin(&mut self, forest: &Forest) {
-        if self.as_of == Lsn(0) {
+        if self.len() == 0 {
             self.advance(forest);
         }
     }
 
-    /// What is read from now on is compared with a later position.
+    /// What is read from now on is compared with a later position: one before which everything is visible already, so
+    /// that what has a smaller LSN was there when the reads that follow began. If there is none just now, every read is
+    /// confirmed.
     fn advance(&mut self, forest: &Forest) {
-        self.as_of = forest.log().end();
-        // SeqCst: with the fence in `Status::begin_deciding`: the position of whoever is found pending from now on is
-        // not below this one.
-        fence(Ordering::SeqCst);
+        self.as_of = (0..QUIET_LOOKS)
+            .find_map(|_| {
+                let quiet = forest.log().quiet_end();
+                if quiet.is_none() {
+                    std::hint::spin_loop();
+                }
+                quiet
+            })
+            .unwrap_or(Lsn(0));
     }
 
     /// What was read of a key before, if that is enough.
