@@ -338,12 +338,11 @@ impl Tree {
         if batch.is_empty() {
             return Ok(());
         }
-        let mut transaction = Transaction::new();
-        let tree = transaction.add_tree(self.bw());
+        let mut transaction = Transaction::new(vec![self.bw()]);
         let backoff = Backoff::new();
         loop {
             for (key, value) in batch.writes() {
-                transaction.stage(tree, key.clone(), value.cloned());
+                transaction.stage(0, key.clone(), value.cloned());
             }
             if transaction.commit(self.engine().forest(), &|_, _, _, _| None)? {
                 return Ok(());

@@ -20,7 +20,7 @@
 //!   half of what it was to do is not there.
 
 use super::batch::Batch;
-use super::engine::{Engine, Group};
+use super::engine::Engine;
 use super::transaction_error::{
     ConflictableTransactionError, ConflictableTransactionResult, TransactionError, TransactionResult,
     UnabortableTransactionError,
@@ -28,7 +28,7 @@ use super::transaction_error::{
 use super::tree::{Tree, end_of_prefix, owned};
 use crate::error::{Error, Result};
 use crate::ivec::IVec;
-use crate::tree::{Forest, Operators, Transaction};
+use crate::tree::{BwTree, Forest, Operators, Transaction};
 use std::cell::{Cell, RefCell};
 use std::ops::{Bound, RangeBounds};
 use std::rc::Rc;
@@ -37,14 +37,24 @@ use std::sync::Arc;
 /// What an operation inside a transaction returns.
 type Found<T> = std::result::Result<T, UnabortableTransactionError>;
 
+/// A tree of a run, for the layer below.
+struct Handle {
+    trees: Rc<[Tree]>,
+    index: usize,
+}
+
+impl AsRef<BwTree> for Handle {
+    fn as_ref(&self) -> &BwTree {
+        self.trees[self.index].bw()
+    }
+}
+
 /// One run of a closure.
 struct Run {
-    /// `None`: there are no trees.
-    engine: Option<Arc<Engine>>,
-    /// What the handles of each tree share, by its index in the transaction.
-    groups: Rc<[Arc<Group>]>,
+    /// The trees, by their index in the transaction.
+    trees: Rc<[Tree]>,
     /// `None`: the run has ended.
-    transaction: RefCell<Option<Transaction>>,
+    transaction: RefCell<Option<Transaction<Handle>>>,
     /// An operation met a conflict. Set by `access`.
     conflict: Cell<bool>,
     /// What the first operation that failed did so with. Set by `access`.
@@ -54,31 +64,32 @@ struct Run {
 }
 
 impl Run {
-    fn new(engine: Option<Arc<Engine>>, groups: Rc<[Arc<Group>]>, transaction: Transaction) -> Rc<Run> {
+    fn new(trees: Rc<[Tree]>, transaction: Transaction<Handle>) -> Rc<Run> {
         let (conflict, flush) = (Cell::new(false), Cell::new(false));
         let transaction = RefCell::new(Some(transaction));
-        Rc::new(Run { engine, groups, transaction, conflict, failure: RefCell::default(), flush })
+        Rc::new(Run { trees, transaction, conflict, failure: RefCell::default(), flush })
     }
 
-    fn engine(&self) -> &Engine {
-        self.engine.as_ref().expect("a run with a view has a tree")
+    /// The database; `None`: there are no trees.
+    fn engine(&self) -> Option<&Engine> {
+        self.trees.first().map(|tree| &**tree.engine())
     }
 
     /// Applies the merge operator of a tree of this run.
     fn merge(&self, tree: usize, key: &[u8], old: Option<&[u8]>, operand: &[u8]) -> Option<Option<Vec<u8>>> {
-        self.groups[tree].operator.call(key, old, operand)
+        self.trees[tree].group().operator.call(key, old, operand)
     }
 
     /// Whether what was read held together at one instant.
     fn is_consistent(&self) -> Result<bool> {
-        let Some(engine) = &self.engine else { return Ok(true) };
+        let Some(engine) = self.engine() else { return Ok(true) };
         let mut transaction = self.transaction.borrow_mut();
         transaction.as_mut().map_or(Ok(true), |transaction| transaction.is_consistent(engine.forest()))
     }
 
     /// Makes the writes visible; `false`: there was a conflict, and nothing is.
     fn commit(&self) -> Result<bool> {
-        let Some(engine) = &self.engine else { return Ok(true) };
+        let Some(engine) = self.engine() else { return Ok(true) };
         // Not borrowed meanwhile: a merge operator may still hold a view.
         let mut transaction = self.transaction.take().expect("a run is committed once");
         let merge: Operators<'_> = &|tree, key, old, operand| self.merge(tree, key, old, operand);
@@ -101,11 +112,10 @@ pub struct TransactionalTrees {
 }
 
 impl TransactionalTrees {
-    pub(super) fn new<'a>(trees: impl IntoIterator<Item = &'a Tree>) -> Result<TransactionalTrees> {
-        let mut engine: Option<Arc<Engine>> = None;
-        let (mut transaction, mut groups, mut indices) = (Transaction::new(), Vec::new(), Vec::new());
-        for tree in trees {
-            let first = engine.get_or_insert_with(|| Arc::clone(tree.engine()));
+    pub(super) fn new<'a>(named: impl IntoIterator<Item = &'a Tree>) -> Result<TransactionalTrees> {
+        let (mut trees, mut indices): (Vec<Tree>, Vec<usize>) = (Vec::new(), Vec::new());
+        for tree in named {
+            let first = trees.first().unwrap_or(tree).engine();
             if !Arc::ptr_eq(first, tree.engine()) {
                 let paths = [first, tree.engine()].map(|engine| engine.config().get_path());
                 return Err(Error::Unsupported(format!(
@@ -114,13 +124,15 @@ impl TransactionalTrees {
                     paths[1].display()
                 )));
             }
-            let index = transaction.add_tree(tree.bw());
-            if index == groups.len() {
-                groups.push(Arc::clone(tree.group()));
-            }
-            indices.push(index);
+            let known = trees.iter().position(|known| std::ptr::eq(known.bw(), tree.bw()));
+            indices.push(known.unwrap_or_else(|| {
+                trees.push(tree.clone());
+                trees.len() - 1
+            }));
         }
-        Ok(TransactionalTrees { run: Run::new(engine, groups.into(), transaction), indices })
+        let trees: Rc<[Tree]> = trees.into();
+        let handles = (0..trees.len()).map(|index| Handle { trees: Rc::clone(&trees), index }).collect();
+        Ok(TransactionalTrees { run: Run::new(trees, Transaction::new(handles)), indices })
     }
 
     /// The view of the tree that was named at this position.
@@ -164,7 +176,7 @@ impl TransactionalTrees {
     pub(super) fn again(self) -> TransactionalTrees {
         let mut transaction = self.run.transaction.take().expect("a run that met a conflict is not over");
         transaction.restart();
-        let run = Run::new(self.run.engine.clone(), Rc::clone(&self.run.groups), transaction);
+        let run = Run::new(Rc::clone(&self.run.trees), transaction);
         TransactionalTrees { run, indices: self.indices }
     }
 }
@@ -199,16 +211,20 @@ pub struct TransactionalTree {
 }
 
 impl TransactionalTree {
+    fn tree(&self) -> &Tree {
+        &self.run.trees[self.index]
+    }
+
     /// Does something with the transaction, unless its run has ended.
     fn access<T>(
         &self,
-        work: impl FnOnce(&mut Transaction, &Forest, Operators<'_>) -> Result<Option<T>>,
+        work: impl FnOnce(&mut Transaction<Handle>, &Forest, Operators<'_>) -> Result<Option<T>>,
     ) -> Found<T> {
         let refused = |text: &str| UnabortableTransactionError::Storage(Error::Unsupported(text.into()));
         if self.run.conflict.get() {
             return Err(UnabortableTransactionError::Conflict);
         }
-        let forest = self.run.engine().forest();
+        let forest = self.tree().engine().forest();
         let result = {
             let Ok(mut slot) = self.run.transaction.try_borrow_mut() else {
                 // X1
@@ -390,7 +406,7 @@ impl TransactionalTree {
         key: K,
         operand: V,
     ) -> std::result::Result<(), UnabortableTransactionError> {
-        if !self.run.groups[self.index].operator.is_set() {
+        if !self.tree().group().operator.is_set() {
             return Err(Error::no_operator().into());
         }
         let (key, operand) = (IVec::from(key.as_ref()), IVec::from(operand.as_ref()));
@@ -474,7 +490,7 @@ impl TransactionalTree {
     /// # }
     /// ```
     pub fn generate_id(&self) -> Result<u64> {
-        self.run.engine().forest().generate_id()
+        self.tree().engine().forest().generate_id()
     }
 
     /// Returns an iterator over all pairs.

@@ -9,6 +9,7 @@ use crate::error::{CompareAndSwapError, CompareAndSwapResult, Error, Result};
 use crate::ivec::IVec;
 use crate::tree::leaf::fingerprint;
 use crate::tree::{BwTree, Change, Pairs, Start, Written};
+use crossbeam_utils::CachePadded;
 use std::fmt;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
@@ -37,6 +38,11 @@ use std::task::Poll;
 /// ```
 #[derive(Clone)]
 pub struct Tree {
+    /// On a cache line of its own: clones change the count in front of it.
+    shared: Arc<CachePadded<Shared>>,
+}
+
+struct Shared {
     engine: Arc<Engine>,
     bw: Arc<BwTree>,
     group: Arc<Group>,
@@ -48,7 +54,9 @@ const _: () = assert_send_sync::<Iter>();
 
 impl fmt::Debug for Tree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tree").field("name", &String::from_utf8_lossy(&self.bw.name)).finish_non_exhaustive()
+        f.debug_struct("Tree")
+            .field("name", &String::from_utf8_lossy(&self.shared.bw.name))
+            .finish_non_exhaustive()
     }
 }
 
@@ -80,23 +88,23 @@ pub(super) fn end_of_prefix(prefix: &[u8]) -> Bound<Vec<u8>> {
 
 impl Tree {
     pub(super) fn new(engine: Arc<Engine>, bw: Arc<BwTree>, group: Arc<Group>) -> Tree {
-        Tree { engine, bw, group }
+        Tree { shared: Arc::new(CachePadded::new(Shared { engine, bw, group })) }
     }
 
     pub(super) fn engine(&self) -> &Arc<Engine> {
-        &self.engine
+        &self.shared.engine
     }
 
-    pub(super) fn bw(&self) -> &Arc<BwTree> {
-        &self.bw
+    pub(super) fn bw(&self) -> &BwTree {
+        &self.shared.bw
     }
 
-    pub(super) fn group(&self) -> &Arc<Group> {
-        &self.group
+    pub(super) fn group(&self) -> &Group {
+        &self.shared.group
     }
 
     fn write(&self, key: &[u8], decide: impl FnMut(Option<&IVec>) -> Result<Change>) -> Result<Written> {
-        self.engine.forest().write(&self.bw, key, decide)
+        self.shared.engine.forest().write(&self.shared.bw, key, decide)
     }
 
     /// Gives a key a value and returns the value before. A value equal to that before is not written.
@@ -147,8 +155,8 @@ impl Tree {
     /// ```
     #[inline]
     pub fn get<K: AsRef<[u8]>>(&self, key: K) -> Result<Option<IVec>> {
-        let found = self.engine.forest().get(&self.bw, key.as_ref());
-        self.engine.forest().keep_up_reading();
+        let found = self.shared.engine.forest().get(&self.shared.bw, key.as_ref());
+        self.shared.engine.forest().keep_up_reading();
         found
     }
 
@@ -190,8 +198,8 @@ impl Tree {
     /// # }
     /// ```
     pub fn contains_key<K: AsRef<[u8]>>(&self, key: K) -> Result<bool> {
-        let found = self.engine.forest().contains(&self.bw, key.as_ref());
-        self.engine.forest().keep_up_reading();
+        let found = self.shared.engine.forest().contains(&self.shared.bw, key.as_ref());
+        self.shared.engine.forest().keep_up_reading();
         found
     }
 
@@ -326,15 +334,15 @@ impl Tree {
         V: AsRef<[u8]>,
     {
         let (key, operand) = (key.as_ref(), value.as_ref());
-        if !self.group.operator.is_set() {
+        if !self.shared.group.operator.is_set() {
             return Err(Error::no_operator());
         }
         let merge: Merge<'_> = &|key, operands| self.merge_all(key, operands);
-        if self.group.operator.is_running() {
+        if self.shared.group.operator.is_running() {
             let values = self.merge_all(key, &[operand])?;
             return Ok(values.into_iter().next_back().flatten());
         }
-        self.group.combiner.merge(fingerprint(key), key, operand, merge)
+        self.shared.group.combiner.merge(fingerprint(key), key, operand, merge)
     }
 
     /// Merges operands into a key one after the other in one write, and returns the values that it had.
@@ -344,7 +352,8 @@ impl Tree {
             values.clear();
             for operand in operands {
                 let old = values.last().map_or(old, Option::as_ref).map(AsRef::as_ref);
-                let merged = self.group.operator.call(key, old, operand).ok_or_else(Error::no_operator)?;
+                let merged =
+                    self.shared.group.operator.call(key, old, operand).ok_or_else(Error::no_operator)?;
                 values.push(merged.map(IVec::from));
             }
             Ok(match &values[..] {
@@ -387,7 +396,7 @@ impl Tree {
     /// # }
     /// ```
     pub fn watch_prefix<P: AsRef<[u8]>>(&self, prefix: P) -> Subscriber {
-        Subscriber::new(&self.bw.watchers, prefix.as_ref())
+        Subscriber::new(&self.shared.bw.watchers, prefix.as_ref())
     }
 
     /// Sets the merge operator of this tree, for all its handles, until the database is closed. Replaces the
@@ -414,7 +423,7 @@ impl Tree {
     /// # }
     /// ```
     pub fn set_merge_operator(&self, merge_operator: impl MergeOperator + 'static) {
-        self.group.operator.set(Box::new(merge_operator));
+        self.shared.group.operator.set(Box::new(merge_operator));
     }
 
     /// Makes durable everything that was written before, to any tree of this database, and returns how many
@@ -438,8 +447,8 @@ impl Tree {
     /// # }
     /// ```
     pub fn flush(&self) -> Result<usize> {
-        let before = self.engine.forest().log().stability().stable().0;
-        let after = self.engine.flush()?;
+        let before = self.shared.engine.forest().log().stability().stable().0;
+        let after = self.shared.engine.flush()?;
         Ok(usize::try_from(after.saturating_sub(before)).unwrap_or(usize::MAX))
     }
 
@@ -467,8 +476,8 @@ impl Tree {
     /// # }
     /// ```
     pub async fn flush_async(&self) -> Result<usize> {
-        let before = self.engine.forest().log().stability().stable().0;
-        let Some(waiter) = self.engine.await_flush() else { return self.flush() };
+        let before = self.shared.engine.forest().log().stability().stable().0;
+        let Some(waiter) = self.shared.engine.await_flush() else { return self.flush() };
         let after = std::future::poll_fn(|context| match waiter.poll(context.waker()) {
             Some(result) => Poll::Ready(result),
             None => Poll::Pending,
@@ -526,15 +535,15 @@ impl Tree {
 
     fn one(&self, start: &Start) -> Result<Option<(IVec, IVec)>> {
         let mut pairs = Pairs::new();
-        self.engine.forest().step(&self.bw, start, &Bound::Unbounded, 1, &mut pairs)?;
-        self.engine.forest().keep_up_reading();
+        self.shared.engine.forest().step(&self.shared.bw, start, &Bound::Unbounded, 1, &mut pairs)?;
+        self.shared.engine.forest().keep_up_reading();
         Ok(pairs.pop_front())
     }
 
     fn one_back(&self, start: &Start) -> Result<Option<(IVec, IVec)>> {
         let mut pairs = Pairs::new();
-        self.engine.forest().step_back(&self.bw, start, &Bound::Unbounded, 1, &mut pairs)?;
-        self.engine.forest().keep_up_reading();
+        self.shared.engine.forest().step_back(&self.shared.bw, start, &Bound::Unbounded, 1, &mut pairs)?;
+        self.shared.engine.forest().keep_up_reading();
         Ok(pairs.pop_front())
     }
 
@@ -707,7 +716,7 @@ impl Tree {
     /// # }
     /// ```
     pub fn len(&self) -> usize {
-        self.engine.forest().count(&self.bw).unwrap_or_else(|error| {
+        self.shared.engine.forest().count(&self.shared.bw).unwrap_or_else(|error| {
             log::error!("len() of {self:?}: {error}");
             0
         })
@@ -764,7 +773,7 @@ impl Tree {
     /// # }
     /// ```
     pub fn name(&self) -> IVec {
-        self.bw.name.clone()
+        self.shared.bw.name.clone()
     }
 
     /// Returns the CRC-32 of the key and the value of each pair in key order.
@@ -828,7 +837,7 @@ impl Tree {
     /// `ReportableBug` with what is wrong, or what reading failed with.
     #[doc(hidden)]
     pub fn verify_integrity(&self) -> Result<()> {
-        self.engine.forest().check_invariants()
+        self.shared.engine.forest().check_invariants()
     }
 
     /// The first fatal error of this database, if there was one.
@@ -837,6 +846,6 @@ impl Tree {
     /// That error.
     #[doc(hidden)]
     pub fn global_error(&self) -> Result<()> {
-        self.engine.config().global_error()
+        self.shared.engine.config().global_error()
     }
 }

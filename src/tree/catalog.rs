@@ -34,6 +34,13 @@ pub struct BwTree {
     pub watchers: Arc<Watchers>,
 }
 
+/// So that a reference is one to it, as a shared one is.
+impl AsRef<BwTree> for BwTree {
+    fn as_ref(&self) -> &BwTree {
+        self
+    }
+}
+
 impl BwTree {
     /// A tree whose root is the page `root`.
     pub fn new(id: u32, name: &[u8], root: u32, big: bool) -> BwTree {

@@ -83,9 +83,9 @@ enum Attempt {
 }
 
 /// A commit under way.
-pub(super) struct Commit<'a> {
+pub(super) struct Commit<'a, H> {
     forest: &'a Forest,
-    trees: &'a [Arc<BwTree>],
+    trees: &'a [H],
     operators: Operators<'a>,
     intents: Vec<Intent>,
     /// Leaves that should be folded afterwards, by one of the intents in each.
@@ -94,7 +94,7 @@ pub(super) struct Commit<'a> {
     folded: bool,
 }
 
-impl Drop for Commit<'_> {
+impl<H> Drop for Commit<'_, H> {
     fn drop(&mut self) {
         for intent in &mut self.intents {
             if let Some((_, big)) = intent.image.take() {
@@ -104,19 +104,19 @@ impl Drop for Commit<'_> {
     }
 }
 
-impl<'a> Commit<'a> {
+impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
     /// Of these writes, by tree and key.
     pub(super) fn new(
         forest: &'a Forest,
-        trees: &'a [Arc<BwTree>],
+        trees: &'a [H],
         operators: Operators<'a>,
         writes: impl Iterator<Item = ((usize, IVec), Write)>,
-    ) -> Commit<'a> {
+    ) -> Commit<'a, H> {
         let intent =
             |((tree, key), write)| Intent { tree, key, write, ready: Ready::Gone, image: None, counts: true };
         let mut intents: Vec<Intent> = writes.map(intent).collect();
         // In one order for all transactions; keys of one tree are in order already.
-        intents.sort_by_key(|intent| trees[intent.tree].id);
+        intents.sort_by_key(|intent| trees[intent.tree].as_ref().id);
         Commit { forest, trees, operators, intents, full: Vec::new(), folded: false }
     }
 
@@ -157,7 +157,7 @@ impl<'a> Commit<'a> {
                 return Err(super::write::too_long(&intent.key));
             }
             if let Some(value) = intent.write.value() {
-                intent.resolve(self.forest, &self.trees[intent.tree], value)?;
+                intent.resolve(self.forest, self.trees[intent.tree].as_ref(), value)?;
             }
         }
         Ok(())
@@ -204,7 +204,7 @@ impl<'a> Commit<'a> {
     /// Publishes the intents from `i` on that belong to one leaf, and returns the first that does not; `None`: look
     /// again.
     fn install(&mut self, i: usize, status: &Arc<Status>) -> std::result::Result<Option<usize>, Interrupted> {
-        let tree = &self.trees[self.intents[i].tree];
+        let tree = self.trees[self.intents[i].tree].as_ref();
         let guard = crossbeam_epoch::pin();
         tree.check()?;
         let at = self.forest.leaf(tree, &self.intents[i].key, &guard)?;
@@ -256,7 +256,7 @@ impl<'a> Commit<'a> {
         status: &Status,
     ) -> std::result::Result<bool, Interrupted> {
         let contested = at.frame.undecided(used).any(|run| !std::ptr::eq(run.status, status));
-        let watched = self.trees[self.intents[range.start].tree].watchers.any();
+        let watched = self.trees[self.intents[range.start].tree].as_ref().watchers.any();
         for intent in &mut self.intents[range] {
             let depends = intent.write.depends();
             if !contested && !watched && !depends {
@@ -274,7 +274,7 @@ impl<'a> Commit<'a> {
             if !watched && !depends {
                 continue;
             }
-            let tree = &self.trees[intent.tree];
+            let tree = self.trees[intent.tree].as_ref();
             let value = look.delta.map(value_of).or_else(|| at.leaf().find(&intent.key, fingerprint));
             if value.is_none() && at.frame.overlay() {
                 let guard = crossbeam_epoch::pin();
@@ -327,8 +327,9 @@ impl<'a> Commit<'a> {
         let guard = crossbeam_epoch::pin();
         let mut wakes = Wakes::default();
         let ids = self.intents.chunk_by(|a, b| a.tree == b.tree);
-        let mut emitters: Vec<_> =
-            ids.filter_map(|same| Some((self.trees[same[0].tree].watchers.emitter()?, same))).collect();
+        let mut emitters: Vec<_> = ids
+            .filter_map(|same| Some((self.trees[same[0].tree].as_ref().watchers.emitter()?, same)))
+            .collect();
         if !status.commit(space.lsn()) {
             return Ok(Attempt::Again(None));
         }
@@ -348,7 +349,7 @@ impl<'a> Commit<'a> {
             if i % PROGRESS == 0 {
                 status.note_progress();
             }
-            let tree = self.trees[intent.tree].id;
+            let tree = self.trees[intent.tree].as_ref().id;
             match &intent.ready {
                 Ready::Inline(value) => encoder.change(kind::PUT, tree, &intent.key, value),
                 Ready::Gone => encoder.change(kind::REMOVE, tree, &intent.key, &[]),
@@ -374,7 +375,7 @@ impl<'a> Commit<'a> {
         let busy = big || !full.is_empty();
         for i in full {
             let intent = &self.intents[i];
-            let tree = &self.trees[intent.tree];
+            let tree = self.trees[intent.tree].as_ref();
             let guard = crossbeam_epoch::pin();
             // The change is made, whatever becomes of this; the next writer folds a frozen frame.
             if tree.check().is_ok()

@@ -253,13 +253,13 @@ impl ReadSet {
     pub fn point(
         &mut self,
         forest: &Forest,
-        trees: &[Arc<BwTree>],
+        trees: &[impl AsRef<BwTree>],
         (tree, key): (usize, &IVec),
         with_value: bool,
     ) -> Result<Option<Seen>> {
         self.begin(forest);
         let guard = crossbeam_epoch::pin();
-        let now = forest.observe(&trees[tree], key, Looker::Reader, &guard)?;
+        let now = forest.observe(trees[tree].as_ref(), key, Looker::Reader, &guard)?;
         let seen = match now.value {
             None => Seen::Absent,
             Some(_) if !with_value => Seen::Present,
@@ -277,7 +277,7 @@ impl ReadSet {
     }
 
     /// After something with this stamp was read: sees to it that all reads are of one state; `false`: they are not.
-    fn catch_up(&mut self, forest: &Forest, trees: &[Arc<BwTree>], stamp: Lsn) -> Result<bool> {
+    fn catch_up(&mut self, forest: &Forest, trees: &[impl AsRef<BwTree>], stamp: Lsn) -> Result<bool> {
         Ok(stamp <= self.as_of || self.confirm(forest, trees)?)
     }
 
@@ -285,7 +285,7 @@ impl ReadSet {
     ///
     /// # Errors
     /// What reading failed with; `CollectionNotFound`.
-    pub fn confirm(&mut self, forest: &Forest, trees: &[Arc<BwTree>]) -> Result<bool> {
+    pub fn confirm(&mut self, forest: &Forest, trees: &[impl AsRef<BwTree>]) -> Result<bool> {
         for _ in 0..REFRESHES {
             self.advance(forest);
             match self.look_again(forest, trees, Look::Refresh, None)? {
@@ -305,7 +305,7 @@ impl ReadSet {
     pub fn range(
         &mut self,
         forest: &Forest,
-        trees: &[Arc<BwTree>],
+        trees: &[impl AsRef<BwTree>],
         tree: usize,
         (low, high, backwards): (&Bound<Vec<u8>>, &Bound<Vec<u8>>, bool),
         limit: usize,
@@ -318,7 +318,7 @@ impl ReadSet {
             pairs.push_back((IVec::from(key), forest.copy_out(value)?));
             Ok(pairs.len() < limit)
         };
-        let (next, stamp) = read.scan(forest, &trees[tree], &self.hashing, Some(each))?;
+        let (next, stamp) = read.scan(forest, trees[tree].as_ref(), &self.hashing, Some(each))?;
         if let Some(next) = &next {
             // What was covered: up to where the next step starts.
             *(if backwards { &mut read.low } else { &mut read.high }) = opposite(next);
@@ -334,18 +334,20 @@ impl ReadSet {
     pub fn look_again(
         &mut self,
         forest: &Forest,
-        trees: &[Arc<BwTree>],
+        trees: &[impl AsRef<BwTree>],
         how: Look,
         own: Option<&Status>,
     ) -> Result<Verdict> {
         let mut verdict = Verdict::Holds;
         let hashing = &self.hashing;
         let points = self.points.iter_mut().map(|((tree, key), read)| {
-            let tree = &trees[*tree];
+            let tree = trees[*tree].as_ref();
             read.look_again(forest, tree, key, how, own)
         });
-        let ranges =
-            self.ranges.iter_mut().map(|read| read.look_again(forest, &trees[read.tree], how, own, hashing));
+        let ranges = self
+            .ranges
+            .iter_mut()
+            .map(|read| read.look_again(forest, trees[read.tree].as_ref(), how, own, hashing));
         for looked in points.chain(ranges) {
             match looked? {
                 Verdict::Holds => {}

@@ -93,10 +93,10 @@ struct Ahead {
     limit: usize,
 }
 
-/// A transaction being run.
+/// A transaction being run, over trees that it has handles of.
 #[derive(Debug)]
-pub struct Transaction {
-    trees: Vec<Arc<BwTree>>,
+pub struct Transaction<H> {
+    trees: Vec<H>,
     reads: ReadSet,
     writes: BTreeMap<(usize, IVec), Write>,
     ahead: Option<Ahead>,
@@ -111,11 +111,11 @@ pub struct Transaction {
 /// `None`: what was read before does not hold any more, and the closure must be run again.
 type Read<T> = Result<Option<T>>;
 
-impl Transaction {
-    /// A transaction without trees.
-    pub fn new() -> Transaction {
+impl<H: AsRef<BwTree>> Transaction<H> {
+    /// A transaction over these trees, which are different ones; what follows names them by their index.
+    pub fn new(trees: Vec<H>) -> Transaction<H> {
         Transaction {
-            trees: Vec::new(),
+            trees,
             reads: ReadSet::new(),
             writes: BTreeMap::new(),
             ahead: None,
@@ -123,14 +123,6 @@ impl Transaction {
             age: None,
             runs: 0,
         }
-    }
-
-    /// The index of a tree in this transaction.
-    pub fn add_tree(&mut self, tree: &Arc<BwTree>) -> usize {
-        self.trees.iter().position(|known| Arc::ptr_eq(known, tree)).unwrap_or_else(|| {
-            self.trees.push(Arc::clone(tree));
-            self.trees.len() - 1
-        })
     }
 
     /// Forgets what was read and written; the next run of the closure begins.
@@ -197,7 +189,7 @@ impl Transaction {
     }
 
     fn read(&mut self, forest: &Forest, at: (usize, &IVec), with_value: bool) -> Read<Seen> {
-        self.trees[at.0].check()?;
+        self.trees[at.0].as_ref().check()?;
         if let Some(seen) = self.reads.known(at.0, at.1, with_value) {
             return Ok(Some(seen.clone()));
         }
@@ -261,7 +253,7 @@ impl Transaction {
         operators: Operators<'_>,
     ) -> Read<Option<(IVec, IVec)>> {
         let (mut low, mut high) = (low.clone(), high.clone());
-        self.trees[tree].check()?;
+        self.trees[tree].as_ref().check()?;
         loop {
             if self.is_stale {
                 return Ok(None);
