@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 ///     let db = db.clone();
 ///     move || db.insert("key", "value")
 /// });
-/// assert_eq!(subscriber.next().expect("the database is open").key(), "key");
+/// assert_eq!(*subscriber.next().expect("the database is open").key(), "key");
 /// writer.join().expect("no panic")?;
 /// # Ok(())
 /// # }
@@ -88,7 +88,7 @@ impl Subscriber {
     ///     db.insert([i], vec![i; 1 << 20])?;
     /// }
     /// assert!(subscriber.lagged());
-    /// assert_eq!(subscriber.next().expect("the first are there").key(), &[0]);
+    /// assert_eq!(subscriber.next().expect("the first are there").key().as_ref(), [0]);
     /// # Ok(())
     /// # }
     /// ```

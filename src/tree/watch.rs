@@ -63,7 +63,7 @@ impl Event {
     /// # Examples
     /// ```
     /// let event = sled::Event::Remove { key: "k".into() };
-    /// assert_eq!(event.key(), "k");
+    /// assert_eq!(*event.key(), "k");
     /// ```
     pub fn key(&self) -> &IVec {
         match self {
