@@ -110,7 +110,6 @@ impl<P: Page> PageCache<P> {
         let image = self.write_leaves(Stream::Leaves, &[(frame.tree(), &folded.image)])?[0];
         // What is not decided, and what came while the image was written, moves to the new frame.
         let used_now = frame.freeze();
-        let newest = self.log().end();
         let new = NewFrame {
             kind: frame.kind(),
             overlay: false,
@@ -118,7 +117,7 @@ impl<P: Page> PageCache<P> {
             base: &folded.image,
             disk: image,
             first_lsn: Lsn::MAX,
-            newest,
+            newest: folded.newest,
             right: frame.right(),
         };
         let moved = folded.carried.iter().copied().chain(used..used_now);

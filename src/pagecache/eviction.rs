@@ -146,6 +146,7 @@ impl<P: Page> PageCache<P> {
         let below = if frame.overlay() { Some(self.read_leaf(image)?) } else { None };
         let used = frame.freeze();
         if current(used) {
+            self.note_evicted(frame.newest());
             if self.table().swap(pid, Word::resident(frame), Word::disk(image)) {
                 count(&self.counters.evictions);
                 self.retire(frame, guard);
@@ -171,6 +172,7 @@ impl<P: Page> PageCache<P> {
         let victims = std::mem::take(victims);
         for (victim, image) in victims.into_iter().zip(written?) {
             let old = victim.frame.disk();
+            self.note_evicted(victim.folded.newest);
             if self.table().swap(victim.pid, Word::resident(victim.frame), Word::disk(image)) {
                 count(&self.counters.page_outs);
                 self.kill(old);

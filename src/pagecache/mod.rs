@@ -41,7 +41,8 @@ pub use status::{Outcome, Status};
 
 use crate::base::{Lsn, RedoPosition};
 use crate::error::{Error, Result};
-use crate::log::{ImageHeader, Reservation, Stream};
+pub use crate::log::Reservation;
+use crate::log::{ImageHeader, Stream};
 use arena::Arena;
 use crossbeam_epoch::Guard;
 use parking_lot::{Mutex, MutexGuard};
@@ -70,6 +71,8 @@ pub struct Folded {
     pub dropped: Vec<ImageAddr>,
     /// Slots with intents that are not decided, which the image does not show.
     pub carried: Vec<usize>,
+    /// Above the LSN of every change that was folded in.
+    pub newest: Lsn,
 }
 
 /// What the layer is told when it is opened.
@@ -172,6 +175,8 @@ pub struct PageCache<P> {
     maintenance: Mutex<u64>,
     /// Memory in use that eviction did not get below, and a step more; 0 = it did.
     stuck: AtomicU64,
+    /// Above the LSN of every change in a page that was evicted. Raised before the page's word says so.
+    evicted: AtomicU64,
     /// Images of the durable directory, and leaf images that only it refers to: they die when the next one is
     /// durable.
     directory: Mutex<Vec<ImageAddr>>,
@@ -189,6 +194,7 @@ impl<P: Page> PageCache<P> {
             options,
             maintenance: Mutex::new(1),
             stuck: AtomicU64::new(0),
+            evicted: AtomicU64::new(0),
             directory: Mutex::default(),
             counters: CacheCounters::default(),
             page: PhantomData,
@@ -328,7 +334,7 @@ impl<P: Page> PageCache<P> {
             base: &base,
             disk: image,
             first_lsn: Lsn::MAX,
-            newest: self.log.end(),
+            newest: self.newest_evicted(),
             right: 0,
         };
         let frame = self.frame(new, guard);
@@ -336,6 +342,17 @@ impl<P: Page> PageCache<P> {
             self.discard(frame);
         }
         Ok(())
+    }
+
+    /// A page with changes below `newest` is about to be evicted.
+    fn note_evicted(&self, newest: Lsn) {
+        // Relaxed: the CAS on the mapping word orders it with whoever faults the page in.
+        self.evicted.fetch_max(newest.0, Ordering::Relaxed);
+    }
+
+    fn newest_evicted(&self) -> Lsn {
+        // Relaxed: as in `note_evicted`.
+        Lsn(self.evicted.load(Ordering::Relaxed))
     }
 
     /// Makes everything durable that was written before; the stable LSN.

@@ -416,6 +416,7 @@ impl Page for LeafPage {
         let leaf = Leaf::new(frame.base());
         let gathered = gather(frame, used, below.map(Leaf::new));
         let image = build(&gathered.entries, leaf.low(), leaf.high());
-        Folded { image, dropped: gathered.dropped, carried: gathered.carried }
+        let newest = frame.newest().max(gathered.lsns.1);
+        Folded { image, dropped: gathered.dropped, carried: gathered.carried, newest }
     }
 }

@@ -5,7 +5,7 @@
 //! 1. *Install*: all writes for one leaf are published as one run of intents, in key order. An intent of somebody else
 //!    on the same key is settled first: given a little time, then aborted; the younger of two transactions gives way.
 //! 2. *Refresh*, if something makes it likely that leaves were folded meanwhile: see [`super::read_set`].
-//! 3. Reserve one redo record for all changes and fill it in.
+//! 3. Reserve one redo record for all changes and fill it in; after 4 if there is a lot to validate.
 //! 4. *Decide*: from now on nobody reads past the intents. Validate the reads.
 //! 5. CAS the status word to committed, complete the record, tell subscribers.
 //!
@@ -41,7 +41,7 @@ use super::watch::{Event, Wakes};
 use super::{BwTree, Forest, add};
 use crate::error::{Error, Result};
 use crate::ivec::IVec;
-use crate::pagecache::{DeltaKind, Looker, NewDelta, Published, RunRef, SLOTS, Status};
+use crate::pagecache::{DeltaKind, Looker, NewDelta, Published, Reservation, RunRef, SLOTS, Status};
 use std::sync::Arc;
 
 /// Aborts after which a commit asks for patience.
@@ -49,6 +49,8 @@ const IMPATIENT: u32 = 3;
 /// Reads that are not worth a refresh of their own before validation.
 const FEW_READS: usize = 32;
 
+/// Most bytes of keys and values of a transaction, big values included: it is one record of the log.
+const MAX_BYTES: usize = 1 << 30;
 /// Changes after which others are shown that the commit goes on.
 const PROGRESS: usize = 1024;
 
@@ -75,11 +77,21 @@ struct Intent {
 
 /// What became of an attempt.
 enum Attempt {
-    Committed,
+    /// Who is to be woken in the end.
+    Committed(Wakes),
     /// Values that were read are others now.
     Changed,
     /// Aborted, or not sure; `Some`: by reason of this transaction, which goes first.
     Again(Option<Arc<Status>>),
+}
+
+/// Aborts a status that is not decided.
+struct AbortOnDrop<'a>(&'a Status);
+
+impl Drop for AbortOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// A commit under way.
@@ -127,14 +139,14 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
     pub(super) fn run(mut self, reads: &mut ReadSet, age: u64, mut persistent: bool) -> Result<bool> {
         self.prepare()?;
         let mut aborts = 0;
-        loop {
+        let wakes = loop {
             let status = Status::new(age, persistent);
-            let attempt = self.attempt(&status, reads);
-            if !matches!(attempt, Ok(Attempt::Committed)) {
-                status.abort();
-            }
-            match attempt? {
-                Attempt::Committed => break,
+            // However the attempt ends, it leaves nothing undecided; also when a merge operator panics.
+            let abort = AbortOnDrop(&status);
+            let attempt = self.attempt(&status, reads)?;
+            drop(abort);
+            match attempt {
+                Attempt::Committed(wakes) => break wakes,
                 Attempt::Changed => return Ok(false),
                 Attempt::Again(first) => {
                     add(&self.forest.counters.aborted_commits);
@@ -145,13 +157,21 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
                     }
                 }
             }
-        }
+        };
         self.finish();
+        // Last, as it is code of the user's.
+        wakes.wake();
         Ok(true)
     }
 
     /// Checks the keys, and writes big values.
     fn prepare(&mut self) -> Result<()> {
+        let len = self.intents.iter().map(|intent| intent.key.len() + intent.write.len()).sum::<usize>();
+        if len > MAX_BYTES {
+            return Err(Error::Unsupported(format!(
+                "a transaction that writes {len} bytes; at most {MAX_BYTES}"
+            )));
+        }
         for intent in &mut self.intents {
             if intent.key.len() > super::write::MAX_KEY {
                 return Err(super::write::too_long(&intent.key));
@@ -223,8 +243,13 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
             return Ok(None);
         }
         let changes: Vec<_> = self.intents[i..end].iter().map(Intent::change).collect();
-        let mut delta = NewDelta::run(self.forest.cache.arena(), status, &changes);
         let bytes: usize = changes.iter().map(|(_, key, value)| key.len() + value.len()).sum();
+        if bytes > MAX_BYTES {
+            return Err(
+                Error::Unsupported(format!("merged values of {bytes} bytes in one transaction")).into()
+            );
+        }
+        let mut delta = NewDelta::run(self.forest.cache.arena(), status, &changes);
         let first = fingerprint(&self.intents[i].key);
         let mut slot = used;
         loop {
@@ -258,6 +283,7 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
         let contested = at.frame.undecided(used).any(|run| !std::ptr::eq(run.status, status));
         let watched = self.trees[self.intents[range.start].tree].as_ref().watchers.any();
         for intent in &mut self.intents[range] {
+            intent.counts = true;
             let depends = intent.write.depends();
             if !contested && !watched && !depends {
                 continue;
@@ -297,15 +323,10 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
 
     /// All intents are published.
     fn decide(&self, status: &Status, reads: &mut ReadSet) -> Result<Attempt> {
-        let rest = |intent: &Intent| match &intent.ready {
-            Ready::Inline(value) => value.len(),
-            Ready::Big(..) => BigRef::LEN + 8,
-            Ready::Gone => 0,
-        };
-        let len = transaction_len(self.intents.iter().map(|intent| (intent.key.len(), rest(intent))));
-        // Before readers have to wait for what follows, which is short.
-        let mut space = self.forest.cache.reserve(len)?;
-        self.encode(space.bytes(), status);
+        // An open reservation makes every flush wait, so there is none while a lot is validated; otherwise readers are
+        // not to wait while a lot is encoded.
+        let late = reads.len() > FEW_READS;
+        let mut space = if late { None } else { Some(self.record(status)?) };
         if !status.begin_deciding() {
             return Ok(Attempt::Again(None));
         }
@@ -324,7 +345,15 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
                 });
             }
         }
+        let space = match space.take() {
+            Some(space) => space,
+            None => self.record(status)?,
+        };
         let guard = crossbeam_epoch::pin();
+        // Whoever drops one of the trees from here on waits for the guard before its pages are freed.
+        for same in self.intents.chunk_by(|a, b| a.tree == b.tree) {
+            self.trees[same[0].tree].as_ref().check()?;
+        }
         let mut wakes = Wakes::default();
         let ids = self.intents.chunk_by(|a, b| a.tree == b.tree);
         let mut emitters: Vec<_> = ids
@@ -339,8 +368,20 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
         drop(emitters);
         drop(guard);
         space.complete();
-        wakes.wake();
-        Ok(Attempt::Committed)
+        Ok(Attempt::Committed(wakes))
+    }
+
+    /// Reserves the record of all changes and fills it in.
+    fn record(&self, status: &Status) -> Result<Reservation<'_>> {
+        let rest = |intent: &Intent| match &intent.ready {
+            Ready::Inline(value) => value.len(),
+            Ready::Big(..) => BigRef::LEN + 8,
+            Ready::Gone => 0,
+        };
+        let len = transaction_len(self.intents.iter().map(|intent| (intent.key.len(), rest(intent))));
+        let mut space = self.forest.cache.reserve(len)?;
+        self.encode(space.bytes(), status);
+        Ok(space)
     }
 
     fn encode(&self, out: &mut [u8], status: &Status) {

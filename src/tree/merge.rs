@@ -122,18 +122,23 @@ impl Forest {
 
     /// The frame of a leaf, faulted in if that is cheap; `None`: it is no leaf that can be merged.
     fn mergeable<'g>(&self, tree: &BwTree, pid: u32, guard: &'g Guard) -> Result<Option<FrameRef<'g>>> {
-        loop {
+        // One that is being written all the time is not for now.
+        for _ in 0..4 {
             match self.cache.load(pid, guard).1 {
                 PageState::Disk(image) if image.bytes() > self.options.leaf as u64 => return Ok(None),
                 PageState::Disk(image) => self.cache.fault_in(pid, tree.id, image, guard)?,
                 // Folded first, so that its size is what is in it.
                 PageState::Resident(frame) if frame.overlay() || frame.used().0 > 0 => {
+                    if frame.undecided(frame.used().0).next().is_some() {
+                        return Ok(None);
+                    }
                     self.consolidate(tree, At { pid, frame }, super::consolidate::Fold::Whole, guard)?;
                 }
                 PageState::Resident(frame) => return Ok(Some(frame)),
                 _ => return Ok(None),
             }
         }
+        Ok(None)
     }
 
     fn merge_leaves(

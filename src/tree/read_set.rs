@@ -8,6 +8,9 @@
 //! value is compared, and if it is the same the read is taken to have been made now, with the version of now. A range
 //! read is remembered with a hash of what it found, and the frames and slots that it saw.
 //!
+//! Whatever its version, a key whose last change lies before the position as of which the reads are known to hold has not
+//! been written since.
+//!
 //! So a *refresh* looks whether all values are what they were, and a *validation* that follows it whether all versions
 //! are: then all reads held together at the instant in which the validation began.
 //!
@@ -44,6 +47,9 @@ pub const REFRESHES: usize = 16;
 /// Looks at the end of the redo stream for an instant at which nothing was being written.
 const QUIET_LOOKS: usize = 64;
 
+/// Reads after which others are shown that a validation goes on.
+const PROGRESS: usize = 64;
+
 /// What a key was found to have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seen {
@@ -77,12 +83,26 @@ struct RangeRead {
     leaves: Vec<SeenLeaf>,
 }
 
+/// A position before which everything is visible already, so that what has a smaller LSN was there when the reads that
+/// follow began; 0, which is before all reads, if there is none just now.
+fn quiet_end(forest: &Forest) -> Lsn {
+    let look = |_| {
+        let quiet = forest.log().quiet_end();
+        if quiet.is_none() {
+            std::hint::spin_loop();
+        }
+        quiet
+    };
+    (0..QUIET_LOOKS).find_map(look).unwrap_or(Lsn(0))
+}
+
 /// Everything that a transaction has read.
 #[derive(Debug)]
 pub struct ReadSet {
     points: BTreeMap<(usize, IVec), PointRead>,
     ranges: Vec<RangeRead>,
-    /// What was read is one state of the database, in which everything before this position is; 0 = not known.
+    /// What was read is one state of the database, in which everything before this position is, and was before it was read
+    /// or confirmed last; 0 = not known.
     as_of: Lsn,
     hashing: RandomState,
 }
@@ -221,23 +241,8 @@ impl ReadSet {
 
     fn begin(&mut self, forest: &Forest) {
         if self.len() == 0 {
-            self.advance(forest);
+            self.as_of = quiet_end(forest);
         }
-    }
-
-    /// What is read from now on is compared with a later position: one before which everything is visible already, so
-    /// that what has a smaller LSN was there when the reads that follow began. If there is none just now, every read is
-    /// confirmed.
-    fn advance(&mut self, forest: &Forest) {
-        self.as_of = (0..QUIET_LOOKS)
-            .find_map(|_| {
-                let quiet = forest.log().quiet_end();
-                if quiet.is_none() {
-                    std::hint::spin_loop();
-                }
-                quiet
-            })
-            .unwrap_or(Lsn(0));
     }
 
     /// What was read of a key before, if that is enough.
@@ -269,11 +274,13 @@ impl ReadSet {
         let (version, stamp) = (now.version, now.stamp);
         drop(guard);
         let before = self.points.insert((tree, key.clone()), PointRead { seen: seen.clone(), version });
-        if before.is_some_and(|before| before.version != version) {
-            // Looked at once more, for its value; it must be what was seen to be there.
+        // Looked at once more, for the value of what was seen to be there.
+        let again = before.is_some_and(|before| before.version != version);
+        if again && seen == Seen::Absent {
             return Ok(None);
         }
-        Ok(self.catch_up(forest, trees, stamp)?.then_some(seen))
+        let holds = if again { self.confirm(forest, trees)? } else { self.catch_up(forest, trees, stamp)? };
+        Ok(holds.then_some(seen))
     }
 
     /// After something with this stamp was read: sees to it that all reads are of one state; `false`: they are not.
@@ -287,9 +294,12 @@ impl ReadSet {
     /// What reading failed with; `CollectionNotFound`.
     pub fn confirm(&mut self, forest: &Forest, trees: &[impl AsRef<BwTree>]) -> Result<bool> {
         for _ in 0..REFRESHES {
-            self.advance(forest);
+            let as_of = quiet_end(forest);
             match self.look_again(forest, trees, Look::Refresh, None)? {
-                Verdict::Holds => return Ok(true),
+                Verdict::Holds => {
+                    self.as_of = as_of;
+                    return Ok(true);
+                }
                 Verdict::Unsure => {}
                 Verdict::Changed | Verdict::Behind(_) => return Ok(false),
             }
@@ -339,16 +349,17 @@ impl ReadSet {
         own: Option<&Status>,
     ) -> Result<Verdict> {
         let mut verdict = Verdict::Holds;
-        let hashing = &self.hashing;
-        let points = self.points.iter_mut().map(|((tree, key), read)| {
-            let tree = trees[*tree].as_ref();
-            read.look_again(forest, tree, key, how, own)
-        });
-        let ranges = self
-            .ranges
-            .iter_mut()
-            .map(|read| read.look_again(forest, trees[read.tree].as_ref(), how, own, hashing));
-        for looked in points.chain(ranges) {
+        let again = Again { forest, how, own, as_of: self.as_of, hashing: &self.hashing };
+        let points = self.points.iter_mut();
+        let points = points.map(|((tree, key), read)| read.look_again(&again, trees[*tree].as_ref(), key));
+        let ranges = self.ranges.iter_mut();
+        let ranges = ranges.map(|read| read.look_again(&again, trees[read.tree].as_ref()));
+        for (i, looked) in points.chain(ranges).enumerate() {
+            if i % PROGRESS == 0
+                && let Some(own) = own
+            {
+                own.note_progress();
+            }
             match looked? {
                 Verdict::Holds => {}
                 Verdict::Unsure if how == Look::Refresh => verdict = Verdict::Unsure,
@@ -359,15 +370,19 @@ impl ReadSet {
     }
 }
 
+/// What looking again needs.
+struct Again<'a> {
+    forest: &'a Forest,
+    how: Look,
+    own: Option<&'a Status>,
+    /// Of the reads that are looked at.
+    as_of: Lsn,
+    hashing: &'a RandomState,
+}
+
 impl PointRead {
-    fn look_again(
-        &mut self,
-        forest: &Forest,
-        tree: &BwTree,
-        key: &IVec,
-        how: Look,
-        own: Option<&Status>,
-    ) -> Result<Verdict> {
+    fn look_again(&mut self, again: &Again<'_>, tree: &BwTree, key: &IVec) -> Result<Verdict> {
+        let Again { forest, how, own, .. } = *again;
         loop {
             let guard = crossbeam_epoch::pin();
             let now = forest.observe(tree, key, Looker::Writer(own), &guard)?;
@@ -378,7 +393,8 @@ impl PointRead {
                     Foreign::Behind(status) => return Ok(Verdict::Behind(status)),
                 }
             }
-            if now.version == self.version {
+            if now.version == self.version || now.stamp <= again.as_of {
+                self.version = now.version;
                 return Ok(Verdict::Holds);
             }
             if how == Look::Validate {
@@ -521,20 +537,15 @@ impl RangeRead {
         Ok((next, stamp))
     }
 
-    fn look_again(
-        &mut self,
-        forest: &Forest,
-        tree: &BwTree,
-        how: Look,
-        own: Option<&Status>,
-        hashing: &RandomState,
-    ) -> Result<Verdict> {
-        let verdict = self.versions_hold(forest, tree, own)?;
-        if how == Look::Validate || !matches!(verdict, Verdict::Unsure) {
+    fn look_again(&mut self, again: &Again<'_>, tree: &BwTree) -> Result<Verdict> {
+        let mut verdict = self.versions_hold(again, tree, false)?;
+        if matches!(verdict, Verdict::Unsure) {
+            verdict = self.versions_hold(again, tree, true)?;
+        }
+        if again.how == Look::Validate || !matches!(verdict, Verdict::Unsure) {
             return Ok(verdict);
         }
-        let before = self.hash;
-        let mut again = RangeRead {
+        let mut now = RangeRead {
             tree: self.tree,
             low: self.low.clone(),
             high: self.high.clone(),
@@ -542,32 +553,49 @@ impl RangeRead {
             hash: 0,
             leaves: Vec::new(),
         };
-        again.scan(forest, tree, hashing, None)?;
-        if again.hash != before {
+        now.scan(again.forest, tree, again.hashing, None)?;
+        if now.hash != self.hash {
             return Ok(Verdict::Changed);
         }
-        self.leaves = again.leaves;
+        self.leaves = now.leaves;
         Ok(Verdict::Unsure)
     }
 
-    fn versions_hold(&self, forest: &Forest, tree: &BwTree, own: Option<&Status>) -> Result<Verdict> {
+    /// Whether all leaves are the frames that were seen, with nothing new; or (`anew`) whatever they are have no change
+    /// since the reads are known to hold, and are taken for what was seen.
+    fn versions_hold(&mut self, again: &Again<'_>, tree: &BwTree, anew: bool) -> Result<Verdict> {
         let mut from = Some(self.start());
-        for (id, visible) in &self.leaves {
-            let Some(start) = from.take() else { return Ok(Verdict::Unsure) };
+        let mut leaves = Vec::new();
+        while let Some(start) = from.take() {
             let guard = crossbeam_epoch::pin();
-            let Some((at, _)) = self.at(forest, tree, &start, &guard)? else { return Ok(Verdict::Unsure) };
-            if at.frame.id() != *id {
+            let Some((at, _)) = self.at(again.forest, tree, &start, &guard)? else { break };
+            let seen = self.leaves.get(leaves.len()).filter(|(id, _)| *id == at.frame.id());
+            if seen.is_none() && (!anew || at.frame.newest() > again.as_of) {
                 return Ok(Verdict::Unsure);
             }
             let (used, _) = at.frame.used();
-            for i in (0..used).filter(|i| visible & 1 << i == 0) {
-                match self.slot_holds(at.frame.slot(i), own) {
+            let mut visible = seen.map_or(0, |(_, visible)| *visible);
+            for i in 0..used {
+                let slot = at.frame.slot(i);
+                if visible & 1 << i != 0 {
+                    continue;
+                }
+                if anew && is_before(slot, again.as_of) {
+                    visible |= 1 << i;
+                    continue;
+                }
+                match self.slot_holds(slot, again.own) {
                     Verdict::Holds => {}
                     other => return Ok(other),
                 }
             }
+            leaves.push((at.frame.id(), visible));
             from = self.behind(at.leaf());
         }
+        if leaves.len() != self.leaves.len() && !anew {
+            return Ok(Verdict::Unsure);
+        }
+        self.leaves = leaves;
         Ok(Verdict::Holds)
     }
 
@@ -601,6 +629,14 @@ impl RangeRead {
                 },
             }
         }
+    }
+}
+
+/// Whether a slot holds changes before a position.
+fn is_before(slot: Slot<'_>, position: Lsn) -> bool {
+    match slot {
+        Slot::Change(delta) => delta.lsn < position,
+        Slot::Run(run) => matches!(run.status.outcome(), Outcome::Committed(lsn) if lsn < position),
     }
 }
 

@@ -49,6 +49,12 @@ impl Write {
         self.base.is_none() || !self.operands.is_empty()
     }
 
+    /// Bytes of values.
+    pub(super) fn len(&self) -> usize {
+        let base = self.base.iter().flatten().map(|value| value.len());
+        base.chain(self.operands.iter().map(|operand| operand.len())).sum()
+    }
+
     /// The value that it gives the key, if it does not depend on anything.
     pub(super) fn value(&self) -> Option<Option<IVec>> {
         if self.operands.is_empty() { self.base.clone() } else { None }

@@ -259,14 +259,15 @@ impl Queue {
 
     /// The next event, if there is one; otherwise the task is woken when there is.
     pub fn poll(&self, context: &Context<'_>) -> Poll<Option<Event>> {
+        // Whatever cloning or dropping a waker does, no lock is held.
+        let waker = context.waker().clone();
         let mut waiting = self.waiting.lock();
         let event = waiting.take();
         if event.is_some() || waiting.ended {
             return Poll::Ready(event);
         }
-        let before = waiting.waker.replace(context.waker().clone());
+        let before = waiting.waker.replace(waker);
         drop(waiting);
-        // Whatever dropping a waker does, no lock is held.
         drop(before);
         Poll::Pending
     }

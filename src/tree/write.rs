@@ -202,7 +202,7 @@ impl Forest {
         };
         let publish =
             Publish { tree, key, fingerprint, delta: (kind, value), record: &record, event: Some(&change) };
-        let Some(slot) = self.publish(at, look.used, &publish)? else {
+        let Some((slot, wakes)) = self.publish(at, look.used, &publish)? else {
             attempt.decided = Some((old, change));
             return Ok(None);
         };
@@ -221,12 +221,14 @@ impl Forest {
             // Neither can it fail because of what is due besides it; the next write is told, if it must wait.
             let _ = self.keep_up();
         }
+        // Last, as it is code of the user's.
+        wakes.wake();
         Ok(Some(Written { old, changed: true }))
     }
 
-    /// Reserves the record, publishes the delta and completes, from slot `slot` on. The slot it went to; `None`: the
-    /// frame was frozen or the key was written meanwhile.
-    fn publish(&self, at: At<'_>, mut slot: usize, what: &Publish<'_>) -> Result<Option<usize>> {
+    /// Reserves the record, publishes the delta and completes, from slot `slot` on. The slot it went to, and who is to be
+    /// woken in the end; `None`: the frame was frozen or the key was written meanwhile.
+    fn publish(&self, at: At<'_>, mut slot: usize, what: &Publish<'_>) -> Result<Option<(usize, Wakes)>> {
         let mut delta = NewDelta::new(self.cache.arena(), what.delta.0, what.key, what.delta.1);
         let mut space = self.cache.reserve(what.record.len())?;
         what.record.encode(space.bytes());
@@ -252,8 +254,7 @@ impl Forest {
         }
         drop(emitter);
         space.complete();
-        wakes.wake();
-        Ok(Some(slot))
+        Ok(Some((slot, wakes)))
     }
 
     /// Before a frozen frame is folded: when most of its slots are taken by transactions that have not decided, sees
