@@ -38,6 +38,8 @@
 
 mod api;
 mod base;
+#[cfg(feature = "docs")]
+pub mod doc;
 mod error;
 mod ivec;
 mod log;
@@ -62,6 +64,9 @@ pub use api::testing;
 pub use api::transaction;
 pub use api::transaction::Transactional;
 pub use api::tree::Tree;
+#[cfg(feature = "failpoints")]
+#[doc(hidden)]
+pub use base::fail;
 #[doc(hidden)]
 pub use error::DiskPtr;
 pub use error::{CompareAndSwapError, Error, Result};

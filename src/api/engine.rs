@@ -14,6 +14,7 @@ use super::merge_operator::Operator;
 use super::testing::Tuning;
 use super::threads::{Signals, Threads};
 use super::tree::Tree;
+use crate::base::metrics::{self, Op};
 use crate::error::{Error, Result};
 use crate::log::{Log, LogOptions, MAGIC, initial_contents};
 use crate::pagecache::CacheOptions;
@@ -123,6 +124,7 @@ fn has_snapshot(path: &std::path::Path) -> bool {
 /// # Errors
 /// As for [`Config::open`].
 pub(super) fn open_on(storage: Arc<dyn Storage>, config: &Config, tuning: &Tuning) -> Result<Db> {
+    let _measured = metrics::measure(Op::Open);
     if storage.is_new()? {
         storage.write_at(0, &initial_contents(tuning.segment, config.use_compression))?;
         storage.sync_data()?;
@@ -212,6 +214,7 @@ impl Engine {
 
     /// Makes everything durable; the stable LSN.
     pub(super) fn flush(&self) -> Result<u64> {
+        let _measured = metrics::measure(Op::Flush);
         self.core.flush()
     }
 
@@ -258,6 +261,11 @@ impl Drop for Engine {
         let closed = closed.and_then(|()| log.seal_end());
         if let Err(error) = closed {
             log::error!("closing the database failed: {error}");
+        }
+        if self.core.config.print_profile_on_drop
+            && let Some(table) = metrics::report()
+        {
+            print!("{table}");
         }
     }
 }

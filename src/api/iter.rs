@@ -6,6 +6,7 @@
 //! locked or pinned between two steps.
 
 use super::tree::Tree;
+use crate::base::metrics::{Op, measure};
 use crate::error::{Error, Result};
 use crate::ivec::IVec;
 use crate::tree::{Next, Pairs, Start};
@@ -79,6 +80,7 @@ impl Iter {
     }
 
     fn step(&mut self) -> Result<()> {
+        let _measured = measure(Op::Scan);
         self.front.pairs.reserve(self.front.limit);
         let engine = self.tree.engine();
         let next = engine.forest().step(
@@ -94,6 +96,7 @@ impl Iter {
     }
 
     fn step_back(&mut self) -> Result<()> {
+        let _measured = measure(Op::Scan);
         self.back.pairs.reserve(self.back.limit);
         let engine = self.tree.engine();
         let next = engine.forest().step_back(

@@ -40,7 +40,7 @@
 //! After a crash a transaction is there as a whole or not at all. It is durable after a flush, as any other
 //! write; [`TransactionalTree::flush`] asks for one.
 //!
-//! Everything else may be done inside a closure: the methods of a [`Tree`](crate::Tree), of this or another
+//! Everything else may be done inside a closure: the methods of a [`Tree`], of this or another
 //! database, flushes, and other transactions. They see what is committed and nothing of the transaction around
 //! them; and if they write what that has read, it conflicts with them, and runs again.
 
@@ -51,6 +51,7 @@ pub use super::transaction_error::{
 };
 pub use super::transactional_tree::{TransactionalIter, TransactionalTree, TransactionalTrees};
 use super::tree::Tree;
+use crate::base::metrics::{Op, measure};
 use crate::error::Result;
 use crate::tree::Transaction;
 use crossbeam_utils::Backoff;
@@ -200,8 +201,9 @@ pub trait Transactional<E = ()> {
     where
         F: Fn(&Self::View) -> ConflictableTransactionResult<A, E>,
     {
+        let _measured = measure(Op::Transaction);
         let mut overlay = self.make_overlay()?;
-        let backoff = Backoff::new();
+        let (backoff, mut _rerun) = (Backoff::new(), None);
         loop {
             let outcome = f(&Self::view_overlay(&overlay));
             if let Some(result) = overlay.finish(outcome) {
@@ -209,6 +211,7 @@ pub trait Transactional<E = ()> {
             }
             overlay = overlay.again();
             backoff.snooze();
+            _rerun = Some(measure(Op::Rerun));
         }
     }
 }
@@ -338,6 +341,7 @@ impl Tree {
         if batch.is_empty() {
             return Ok(());
         }
+        let _measured = measure(Op::Batch);
         let mut transaction = Transaction::new(vec![self.bw()]);
         let backoff = Backoff::new();
         loop {

@@ -5,6 +5,7 @@ use super::engine::{Engine, Group};
 use super::iter::Iter;
 use super::merge_operator::MergeOperator;
 use super::subscriber::Subscriber;
+use crate::base::metrics::{Op, measure};
 use crate::error::{CompareAndSwapError, CompareAndSwapResult, Error, Result};
 use crate::ivec::IVec;
 use crate::tree::leaf::fingerprint;
@@ -104,6 +105,7 @@ impl Tree {
     }
 
     fn write(&self, key: &[u8], decide: impl FnMut(Option<&IVec>) -> Result<Change>) -> Result<Written> {
+        let _measured = measure(Op::Write);
         self.shared.engine.forest().write(&self.shared.bw, key, decide)
     }
 
@@ -155,6 +157,7 @@ impl Tree {
     /// ```
     #[inline]
     pub fn get<K: AsRef<[u8]>>(&self, key: K) -> Result<Option<IVec>> {
+        let _measured = measure(Op::Get);
         let found = self.shared.engine.forest().get(&self.shared.bw, key.as_ref());
         self.shared.engine.forest().keep_up_reading();
         found
@@ -198,6 +201,7 @@ impl Tree {
     /// # }
     /// ```
     pub fn contains_key<K: AsRef<[u8]>>(&self, key: K) -> Result<bool> {
+        let _measured = measure(Op::Get);
         let found = self.shared.engine.forest().contains(&self.shared.bw, key.as_ref());
         self.shared.engine.forest().keep_up_reading();
         found
@@ -534,6 +538,7 @@ impl Tree {
     }
 
     fn one(&self, start: &Start) -> Result<Option<(IVec, IVec)>> {
+        let _measured = measure(Op::Scan);
         let mut pairs = Pairs::new();
         self.shared.engine.forest().step(&self.shared.bw, start, &Bound::Unbounded, 1, &mut pairs)?;
         self.shared.engine.forest().keep_up_reading();
@@ -541,6 +546,7 @@ impl Tree {
     }
 
     fn one_back(&self, start: &Start) -> Result<Option<(IVec, IVec)>> {
+        let _measured = measure(Op::Scan);
         let mut pairs = Pairs::new();
         self.shared.engine.forest().step_back(&self.shared.bw, start, &Bound::Unbounded, 1, &mut pairs)?;
         self.shared.engine.forest().keep_up_reading();

@@ -45,7 +45,8 @@ pub use page_stream::{NewImage, PageStream, Stream};
 pub use redo_buffer::Reservation;
 pub use segment::{Page, Segments, Usage};
 
-use crate::base::{Lsn, RedoPosition};
+use crate::base::metrics::{self, Op};
+use crate::base::{Lsn, RedoPosition, fail};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 use format::{COPY_AT, FIRST_LSN, SECTOR, SEGMENTS_AT, SLOTS_AT, SegmentHeader, Superblock};
@@ -293,15 +294,18 @@ impl Log {
         let writer = if fresh {
             let open = segments.open_redo();
             let mut writer = RedoWriter::new(storage, segments, open, superblock.redo.lsn);
+            fail::check("write_config bytes")?;
             writer.start_segment()?;
             // From here on the superblock names a redo stream: what is flushed will be found.
             self.sync()?;
+            fail::check("write_config crc")?;
             let redo = writer.position();
             // Twice: generation 1 is gone when something can be flushed, so that it always means "nothing
             // yet".
             for _ in 0..2 {
                 self.write_superblock(|s| Superblock { generation: s.generation + 1, redo, ..s.clone() })?;
             }
+            fail::check("write_config post")?;
             writer
         } else {
             let found = redo_scan::scan(&*storage, &segments, superblock.redo, superblock.stable, each)?;
@@ -436,8 +440,9 @@ impl Log {
         }
         // Relaxed: statistic.
         self.syncs.fetch_add(1, Ordering::Relaxed);
-        self.storage.sync_data().map_err(|e| {
-            self.stability.poison(Error::Io(e));
+        let _measured = metrics::measure(Op::Sync);
+        fail::check("sync").and_then(|()| Ok(self.storage.sync_data()?)).map_err(|error| {
+            self.stability.poison(error);
             self.stability.check().expect_err("poisoned just now")
         })
     }
@@ -485,6 +490,7 @@ impl Log {
     pub fn commit_checkpoint(&self, root: ImageAddr, redo: RedoPosition, id_floor: u64) -> Result<Vec<u32>> {
         // Images may hold changes whose records are not durable yet: these come first (L9).
         let stable = self.flush_always()?;
+        fail::check("snap write post")?;
         let root_nonce =
             self.segments.nonce(root.offset(), root.bytes()).expect("the root was just appended");
         let next = |s: &Superblock| Superblock {
@@ -527,7 +533,9 @@ impl Log {
     fn write_superblock(&self, change: impl FnOnce(&Superblock) -> Superblock) -> Result<()> {
         let mut current = self.superblock.lock();
         let next = change(&current);
+        fail::check("snap write mv")?;
         self.put_superblock(&next)?;
+        fail::check("snap write mv post")?;
         self.sync()?;
         *current = next;
         Ok(())

@@ -15,7 +15,7 @@
 use super::format::{BlockHeader, HEADER, SECTOR, SegmentHeader, SegmentKind, block_bytes};
 use super::redo_scan::ScannedRedo;
 use super::segment::Segments;
-use crate::base::{Lsn, RedoPosition};
+use crate::base::{Lsn, RedoPosition, fail};
 use crate::error::Result;
 use crate::storage::Storage;
 use std::collections::VecDeque;
@@ -107,7 +107,9 @@ impl RedoWriter {
             return Ok(());
         }
         let zeros = vec![0; size - self.offset];
+        fail::check("zero garbage segment")?;
         self.storage.write_at(self.segments.offset(self.open.0) + self.offset as u64, &zeros)?;
+        fail::check("zero garbage segment post")?;
         self.filled = true;
         Ok(())
     }
@@ -129,6 +131,7 @@ impl RedoWriter {
         self.filled = self.segments.recycled(number);
         let mut first = [0; SECTOR];
         first[..HEADER].copy_from_slice(&header.encode());
+        fail::check("segment initial free zero")?;
         self.storage.write_at(self.segments.offset(number), &first)?;
         if let Some(link) = &self.link {
             // One sector, so it is torn whole or not at all (S2); the old name it replaces led nowhere.
@@ -167,7 +170,9 @@ impl RedoWriter {
             let len = payload.len() as u32;
             BlockHeader { lsn: self.lsn, stable, nonce: self.open.1, offset, len }.seal(&mut self.block);
             self.block.resize(block_bytes(payload.len()), 0);
+            fail::check("buffer write")?;
             self.storage.write_at(offset, &self.block)?;
+            fail::check("buffer write post")?;
             self.offset += self.block.len();
             self.lsn = self.lsn.plus(payload.len() as u64);
             self.blocks += 1;

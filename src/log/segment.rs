@@ -21,7 +21,7 @@
 //! One mutex, held for a few instructions, but for `give_back`, which resizes the file under it.
 
 use super::format::{HEADER, SECTOR, SEGMENTS_AT, SegmentKind};
-use crate::base::Nonces;
+use crate::base::{Nonces, fail};
 use crate::error::Result;
 use crate::storage::Storage;
 use parking_lot::{Mutex, MutexGuard};
@@ -381,6 +381,7 @@ impl Segments {
         if end < inner.states.len() {
             let len = SEGMENTS_AT + end as u64 * u64::from(self.size);
             if storage.len()? > len {
+                fail::check("file truncation")?;
                 storage.set_len(len)?;
             }
             inner.states.truncate(end);
@@ -389,6 +390,7 @@ impl Segments {
         let to_punch: Vec<u32> = inner.free.iter().filter(|n| !kept.contains(n)).copied().collect();
         for number in to_punch {
             let State::Free { written: true, asked: false } = inner.states[number as usize] else { continue };
+            fail::check("zero garbage segment SA")?;
             let done = storage.punch_hole(self.offset(number), u64::from(self.size))?;
             inner.states[number as usize] = State::Free { written: !done, asked: true };
         }

@@ -19,7 +19,7 @@ use super::directory::{Encoder, Root};
 use super::frame::{FrameRef, NewFrame};
 use super::mapping_table::Word;
 use super::{Page, PageCache, count};
-use crate::base::{Lsn, RedoPosition};
+use crate::base::{Lsn, RedoPosition, fail};
 use crate::error::Result;
 use crate::log::{ImageAddr, ImageKind, Stream};
 use crossbeam_epoch::Guard;
@@ -61,6 +61,7 @@ impl<P: Page> PageCache<P> {
     /// What writing failed with.
     pub fn begin_checkpoint(&self) -> Result<CheckpointBuilder> {
         self.check()?;
+        fail::check("snap write")?;
         // In this order: what is dead by now died before the fence, so no image listed below refers to it.
         let dead = self.log().segments().begin_checkpoint();
         let redo = self.fence()?;
@@ -82,6 +83,7 @@ impl<P: Page> PageCache<P> {
         while builder.encoder.out.len() >= at_least && !builder.encoder.out.is_empty() {
             let len = builder.encoder.out.len().min(builder.chunk);
             let chunk = &builder.encoder.out[..len];
+            fail::check("snap write len")?;
             let image = self.log().append(Stream::Leaves, ImageKind::Chunk, 0, [chunk, &[]])?;
             builder.chunks.push(image);
             builder.encoder.out.drain(..len);
@@ -187,6 +189,7 @@ impl<P: Page> PageCache<P> {
     }
 
     fn write_root(&self, builder: &CheckpointBuilder, next_tree: u32) -> Result<ImageAddr> {
+        fail::check("snap write crc")?;
         // In this order: a big value whose record is before `captured` is in the counts.
         let captured = self.log().end();
         let mut runs = self.log().segments().listed();

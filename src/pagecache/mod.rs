@@ -39,7 +39,7 @@ pub use frame::{
 pub use mapping_table::{MappingTable, PageState, Word};
 pub use status::{Outcome, Status};
 
-use crate::base::{Lsn, RedoPosition};
+use crate::base::{Lsn, RedoPosition, fail};
 use crate::error::{Error, Result};
 pub use crate::log::Reservation;
 use crate::log::{ImageHeader, Stream};
@@ -379,6 +379,11 @@ impl<P: Page> PageCache<P> {
     pub fn write_big(&self, tree: u32, key: &[u8], value: &[u8]) -> Result<ImageAddr> {
         let len = u32::try_from(key.len()).expect("keys are shorter than 4 GiB");
         let head = [&len.to_le_bytes()[..], key].concat();
+        for part in
+            ["blob blob write", "write_blob write crc", "write_blob write kind_byte", "write_blob write buf"]
+        {
+            fail::check(part)?;
+        }
         self.log.append(Stream::Big, ImageKind::Big, tree, [&head, value])
     }
 

@@ -1,13 +1,15 @@
 //! One test per behaviour of the public API, on real directories and on simulated media.
 //!
 //! `points`: keys, updates and merge operators. `database`: trees, ids, flushes, export and checksums.
-//! `opening`: configuration, locks, files and temporary databases. `values`: `IVec`, errors and their texts.
+//! `transactions`: them, their views, and batches. `opening`: configuration, locks, files and temporary databases.
+//! `values`: `IVec`, errors and their texts.
 
 #[path = "../common/mod.rs"]
 mod common;
 mod database;
 mod opening;
 mod points;
+mod transactions;
 mod values;
 
 use sled::testing::{SimStorage, Tuning, open_on};
