@@ -52,9 +52,12 @@ pub use super::transaction_error::{
 pub use super::transactional_tree::{TransactionalIter, TransactionalTree, TransactionalTrees};
 use super::tree::Tree;
 use crate::base::metrics::{Op, measure};
-use crate::error::Result;
-use crate::tree::Transaction;
+use crate::error::{Error, Result};
+use crate::tree::{Transaction, own_changes};
 use crossbeam_utils::Backoff;
+
+/// Runs in a row which changed something by other means, and conflicted, before that is held to be the reason.
+const SUSPICIOUS: u32 = 1000;
 
 /// What the closure of a transaction returns to give it up: nothing is applied, and the transaction returns
 /// [`TransactionError::Abort`] with this value.
@@ -168,7 +171,8 @@ pub trait Transactional<E = ()> {
     /// - The same tree may be named twice; both views share their writes. Without any tree, an empty slice, `f` runs,
     ///   and there is nothing to apply.
     /// - Inside `f` everything else is allowed, other transactions included, and sees what is committed only. A
-    ///   closure that by such means changes what it has read conflicts with itself in every run, and never ends.
+    ///   closure that by such means changes what it has read conflicts with itself; when that happens 1000 times in a
+    ///   row the transaction gives up with `Unsupported`.
     /// - It is durable after the next flush, or when it returns if a view was asked for one.
     ///
     /// # Errors
@@ -204,10 +208,17 @@ pub trait Transactional<E = ()> {
         let _measured = measure(Op::Transaction);
         let mut overlay = self.make_overlay()?;
         let (backoff, mut _rerun) = (Backoff::new(), None);
+        let mut suspicious = 0;
         loop {
+            let before = own_changes();
             let outcome = f(&Self::view_overlay(&overlay));
+            suspicious = if own_changes() == before { 0 } else { suspicious + 1 };
             if let Some(result) = overlay.finish(outcome) {
                 return result;
+            }
+            if suspicious == SUSPICIOUS {
+                let text = "the closure of a transaction keeps changing, by other means, what it has read";
+                return Err(Error::Unsupported(text.into()).into());
             }
             overlay = overlay.again();
             backoff.snooze();
@@ -365,7 +376,8 @@ impl Tree {
     /// - All or nothing: when `f` returns an error, or panics, nothing is applied; the panic goes on. After a crash
     ///   either all of it is there or nothing.
     /// - Inside `f` everything else is allowed, other transactions included, and sees what is committed only. A
-    ///   closure that by such means changes what it has read conflicts with itself in every run, and never ends.
+    ///   closure that by such means changes what it has read conflicts with itself; when that happens 1000 times in a
+    ///   row the transaction gives up with `Unsupported`.
     /// - It is durable after the next flush, or when it returns if the view was asked for one.
     ///
     /// For several trees see [`Transactional::transaction`].

@@ -158,6 +158,7 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
                 }
             }
         };
+        super::write::note_own_change();
         self.finish();
         // Last, as it is code of the user's.
         wakes.wake();

@@ -54,7 +54,7 @@ mod write;
 pub use catalog::{BwTree, Catalog, DEFAULT_TREE};
 pub use cursor::{Next, Pairs, Start};
 pub use transaction::{Operators, Transaction};
-pub use write::{Change, Written};
+pub use write::{Change, Written, own_changes};
 
 use crate::base::Lsn;
 use crate::error::Result;

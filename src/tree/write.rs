@@ -23,6 +23,7 @@ use super::{BwTree, Forest};
 use crate::error::{Error, Result};
 use crate::ivec::IVec;
 use crate::pagecache::{DeltaKind, FrameRef, ImageAddr, Looker, NewDelta, Published, SLOTS, Status};
+use std::cell::Cell;
 
 /// Longest key that can have a value, bytes: a leaf with as many as fit into its slots is still an image.
 pub(super) const MAX_KEY: usize = 32 << 20;
@@ -30,6 +31,21 @@ pub(super) const MAX_KEY: usize = 32 << 20;
 /// The error of a longer one.
 pub(super) fn too_long(key: &[u8]) -> Error {
     Error::Unsupported(format!("a key of {} bytes; at most {MAX_KEY} are possible", key.len()))
+}
+
+thread_local! {
+    /// Changes that this thread has made visible.
+    static CHANGES: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Changes that this thread has made visible, transactions counted as one.
+pub fn own_changes() -> u64 {
+    CHANGES.get()
+}
+
+/// This thread has made a change visible.
+pub(super) fn note_own_change() {
+    CHANGES.set(CHANGES.get().wrapping_add(1));
 }
 
 /// What to do about a key.
@@ -210,6 +226,7 @@ impl Forest {
             attempt.image = None;
             self.cache.settle_big(big.image, true);
         }
+        note_own_change();
         let busy = old_image.is_some() || matches!(ready, Ready::Big(_));
         if old_image.is_some() || slot + 1 == SLOTS {
             // A full frame is due; folding a big value away at once lets its bytes be reused soon.
