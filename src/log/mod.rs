@@ -629,8 +629,8 @@ impl Log {
 
     /// Redo bytes that would be replayed after a crash now.
     pub fn redo_tail(&self) -> u64 {
-        // Relaxed: a hint of when a checkpoint is due.
-        self.ring().end().0 - self.redo_lsn.load(Ordering::Relaxed)
+        // Relaxed: a hint of when a checkpoint is due. One that is made in between may have passed the end.
+        self.ring().end().0.saturating_sub(self.redo_lsn.load(Ordering::Relaxed))
     }
 
     /// Segments that hold the redo tail.

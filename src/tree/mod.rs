@@ -389,7 +389,8 @@ impl Forest {
     /// Whether a checkpoint is due.
     fn checkpoint_due(&self) -> bool {
         // Relaxed: hints.
-        let images = self.log().segments().appended() - self.appended_then.load(Ordering::Relaxed);
+        let images =
+            self.log().segments().appended().saturating_sub(self.appended_then.load(Ordering::Relaxed));
         self.log().redo_tail() >= self.redo_budget.load(Ordering::Relaxed)
             || images >= self.image_budget.load(Ordering::Relaxed)
     }
@@ -502,7 +503,8 @@ impl Forest {
     /// drop, stays as long as that is bearable.
     fn waits_for_dropped(&self) -> bool {
         // Relaxed: hints.
-        let images = self.log().segments().appended() - self.appended_then.load(Ordering::Relaxed);
+        let images =
+            self.log().segments().appended().saturating_sub(self.appended_then.load(Ordering::Relaxed));
         let bearable = self.log().redo_tail() < 2 * self.redo_budget.load(Ordering::Relaxed)
             && images < 2 * self.image_budget.load(Ordering::Relaxed);
         bearable && !self.unfreed.lock().is_empty()
