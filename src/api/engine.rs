@@ -6,7 +6,6 @@
 //! log, pagecache, trees, and the threads last. The last handle that is dropped stops the threads, flushes, makes a
 //! checkpoint if there is enough to be saved the next open, and notes in the superblock where the stream ends.
 
-use super::combiner::Combiner;
 use super::compat::{Context, RunningConfig};
 use super::config::Config;
 use super::db::Db;
@@ -72,8 +71,6 @@ pub struct Engine {
 pub(super) struct Group {
     /// The merge operator.
     pub(super) operator: Operator,
-    /// Where merges by several threads meet.
-    pub(super) combiner: Combiner,
 }
 
 /// Opens a database on the disk.

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use parking_lot::ReentrantMutex;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 
@@ -89,34 +89,7 @@ impl Operator {
         let cell = self.0.lock();
         // A clone, so that the operator may replace itself.
         let operator = cell.borrow().clone()?;
-        let _running = Running::begin();
         Some(operator(key, old, operand))
-    }
-
-    /// Whether this thread is in a call of an operator, of any tree.
-    pub(super) fn is_running(&self) -> bool {
-        RUNNING.get() > 0
-    }
-}
-
-thread_local! {
-    /// Calls of operators that this thread is in.
-    static RUNNING: Cell<usize> = const { Cell::new(0) };
-}
-
-/// A call of an operator.
-struct Running;
-
-impl Running {
-    fn begin() -> Running {
-        RUNNING.set(RUNNING.get() + 1);
-        Running
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        RUNNING.set(RUNNING.get() - 1);
     }
 }
 

@@ -1,7 +1,6 @@
 //! What a user can name, and the engine behind it.
 
 pub mod batch;
-mod combiner;
 pub mod compat;
 pub mod config;
 pub mod db;

@@ -1,6 +1,5 @@
 //! `Tree`: an ordered map from bytes to bytes.
 
-use super::combiner::Merge;
 use super::engine::{Engine, Group};
 use super::iter::Iter;
 use super::merge_operator::MergeOperator;
@@ -8,7 +7,6 @@ use super::subscriber::Subscriber;
 use crate::base::metrics::{Op, measure};
 use crate::error::{CompareAndSwapError, CompareAndSwapResult, Error, Result};
 use crate::ivec::IVec;
-use crate::tree::leaf::fingerprint;
 use crate::tree::{BwTree, Change, Pairs, Start, Written};
 use crossbeam_utils::CachePadded;
 use std::fmt;
@@ -341,32 +339,14 @@ impl Tree {
         if !self.shared.group.operator.is_set() {
             return Err(Error::no_operator());
         }
-        let merge: Merge<'_> = &|key, operands| self.merge_all(key, operands);
-        if self.shared.group.operator.is_running() {
-            let values = self.merge_all(key, &[operand])?;
-            return Ok(values.into_iter().next_back().flatten());
-        }
-        self.shared.group.combiner.merge(fingerprint(key), key, operand, merge)
-    }
-
-    /// Merges operands into a key one after the other in one write, and returns the values that it had.
-    fn merge_all(&self, key: &[u8], operands: &[&[u8]]) -> Result<Vec<Option<IVec>>> {
-        let mut values: Vec<Option<IVec>> = Vec::new();
+        let mut new = None;
         self.write(key, |old| {
-            values.clear();
-            for operand in operands {
-                let old = values.last().map_or(old, Option::as_ref).map(AsRef::as_ref);
-                let merged =
-                    self.shared.group.operator.call(key, old, operand).ok_or_else(Error::no_operator)?;
-                values.push(merged.map(IVec::from));
-            }
-            Ok(match &values[..] {
-                [Some(value)] => Change::Put(value.clone()),
-                [None] => Change::Remove,
-                several => Change::Several(several.to_vec()),
-            })
+            let old = old.map(AsRef::as_ref);
+            let merged = self.shared.group.operator.call(key, old, operand).ok_or_else(Error::no_operator)?;
+            new = merged.map(IVec::from);
+            Ok(new.clone().map_or(Change::Remove, Change::Put))
         })?;
-        Ok(values)
+        Ok(new)
     }
 
     /// Returns a stream of the changes to the keys with a prefix, an empty one for all keys, from now on.

@@ -32,7 +32,7 @@ const CLASSES: usize = FINE_CLASSES + 8 * (LONGEST.ilog2() - FINE.ilog2()) as us
 /// One in a model, whose stacks are small.
 const SHARDS: usize = if cfg!(loom) { 1 } else { 4 };
 /// Bytes that freed blocks of one class in a shard may take up.
-const CACHED: usize = 64 << 10;
+const CACHED: usize = 256 << 10;
 /// Bytes that all freed blocks of a shard together may take up; they are in no count.
 const CACHED_IN_ALL: u64 = 512 << 10;
 /// Bytes that a shard counts for itself, up or down.
@@ -55,6 +55,32 @@ struct Shard {
     free: [Mutex<Stack>; CLASSES],
 }
 
+impl Shard {
+    /// A block of a class, if one is kept.
+    fn take(&self, class: usize, size: usize) -> Option<NonNull<u8>> {
+        let block = self.free[class].lock().0.pop()?;
+        // Relaxed: statistic.
+        self.cached.fetch_sub(size as u64, Ordering::Relaxed);
+        Some(block)
+    }
+
+    /// Keeps a block, if there is room.
+    fn keep(&self, class: usize, size: usize, block: NonNull<u8>) -> bool {
+        // Relaxed: statistic.
+        if self.cached.load(Ordering::Relaxed) + size as u64 > CACHED_IN_ALL {
+            return false;
+        }
+        let mut stack = self.free[class].lock();
+        let room = (stack.0.len() + 1) * size <= CACHED;
+        if room {
+            // Relaxed: statistic.
+            self.cached.fetch_add(size as u64, Ordering::Relaxed);
+            stack.0.push(block);
+        }
+        room
+    }
+}
+
 /// Allocates and counts the blocks of one pagecache.
 #[derive(Debug)]
 pub struct Arena {
@@ -65,7 +91,8 @@ pub struct Arena {
     retired: CachePadded<AtomicU64>,
     /// Number of the last frame. Any thread, by atomic add.
     last_id: CachePadded<AtomicU64>,
-    shards: [CachePadded<Shard>; SHARDS],
+    /// The last is common to all threads: what one frees too much of another may lack.
+    shards: [CachePadded<Shard>; SHARDS + 1],
 }
 
 impl Default for Arena {
@@ -124,9 +151,9 @@ impl Arena {
         let (class, size) = class(size);
         let shard = &self.shards[own_shard()];
         self.count(shard, size as i64);
-        if let Some(block) = class.and_then(|class| shard.free[class].lock().0.pop()) {
-            // Relaxed: statistic.
-            shard.cached.fetch_sub(size as u64, Ordering::Relaxed);
+        if let Some(class) = class
+            && let Some(block) = shard.take(class, size).or_else(|| self.common().take(class, size))
+        {
             return block;
         }
         let layout = layout(size);
@@ -145,18 +172,17 @@ impl Arena {
         let (class, size) = class(size);
         let shard = &self.shards[own_shard()];
         self.count(shard, -(size as i64));
-        if let Some(class) = class {
-            let mut stack = shard.free[class].lock();
-            // Relaxed: statistic.
-            let room = shard.cached.load(Ordering::Relaxed) + size as u64 <= CACHED_IN_ALL;
-            if room && (stack.0.len() + 1) * size <= CACHED {
-                shard.cached.fetch_add(size as u64, Ordering::Relaxed);
-                stack.0.push(block);
-                return;
-            }
+        if let Some(class) = class
+            && (shard.keep(class, size, block) || self.common().keep(class, size, block))
+        {
+            return;
         }
         // SAFETY: the caller promises that it was allocated with this layout and is free of users.
         unsafe { dealloc(block.as_ptr(), layout(size)) };
+    }
+
+    fn common(&self) -> &Shard {
+        &self.shards[SHARDS]
     }
 
     /// Counts bytes that were allocated or, below zero, freed.
@@ -267,7 +293,7 @@ mod tests {
         }
         let cached: usize =
             arena.shards.iter().flat_map(|shard| &shard.free).map(|stack| stack.lock().0.len()).sum();
-        assert_eq!(cached, CACHED / class(5000).1);
+        assert_eq!(cached, 2 * (CACHED / class(5000).1));
         // SAFETY: from `alloc` of that class, not used any more.
         unsafe { arena.free(first, 5100) };
         assert_eq!(arena.allocated(), 0);

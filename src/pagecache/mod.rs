@@ -46,6 +46,7 @@ use crate::log::{ImageHeader, Stream};
 use arena::Arena;
 use crossbeam_epoch::Guard;
 use parking_lot::{Mutex, MutexGuard};
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -105,6 +106,15 @@ pub fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
+/// Frames that a thread retires before it hands them over to be freed. Left to itself the epoch would free hundreds at
+/// once, more than the arena keeps, in one thread, and the others would have to ask the general allocator.
+const RETIRED_TOGETHER: u32 = 4;
+
+thread_local! {
+    /// Frames that this thread has retired.
+    static RETIRED: Cell<u32> = const { Cell::new(0) };
+}
+
 /// What outlives the cache, for what the epoch frees later.
 #[derive(Debug, Default)]
 struct Shared {
@@ -133,6 +143,11 @@ impl Shared {
             frame.discard(&shared.arena);
             shared.arena.note_reclaimed(bytes);
         });
+        let count = RETIRED.get().wrapping_add(1);
+        RETIRED.set(count);
+        if count.is_multiple_of(RETIRED_TOGETHER) {
+            guard.flush();
+        }
     }
 
     /// The image of a page is `to` from now on, where it was `from`, whether the page is in memory or not;

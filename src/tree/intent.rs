@@ -5,8 +5,8 @@
 //! 1. *Install*: all writes for one leaf are published as one run of intents, in key order. An intent of somebody else
 //!    on the same key is settled first: given a little time, then aborted; the younger of two transactions gives way.
 //! 2. *Refresh*, if something makes it likely that leaves were folded meanwhile: see [`super::read_set`].
-//! 3. Reserve one redo record for all changes and fill it in; after 4 if there is a lot to validate.
-//! 4. *Decide*: from now on nobody reads past the intents. Validate the reads.
+//! 3. *Decide*: from now on nobody reads past the intents. Validate the reads.
+//! 4. Reserve one redo record for all changes and fill it in; before 3 if it is long.
 //! 5. CAS the status word to committed, complete the record, tell subscribers.
 //!
 //! Whoever aborts the transaction meanwhile makes it start over with 1, or, when a value that it read is another now,
@@ -46,6 +46,8 @@ use std::sync::Arc;
 
 /// Aborts after which a commit asks for patience.
 const IMPATIENT: u32 = 3;
+/// Bytes of a record that take a while to fill in.
+const LONG_RECORD: usize = 64 << 10;
 /// Reads that are not worth a refresh of their own before validation.
 const FEW_READS: usize = 32;
 
@@ -324,10 +326,11 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
 
     /// All intents are published.
     fn decide(&self, status: &Status, reads: &mut ReadSet) -> Result<Attempt> {
-        // An open reservation makes every flush wait, so there is none while a lot is validated; otherwise readers are
-        // not to wait while a lot is encoded.
-        let late = reads.len() > FEW_READS;
-        let mut space = if late { None } else { Some(self.record(status)?) };
+        // An open reservation makes flushes wait, and keeps others from finding a quiet instant to read at, so there is
+        // none while reads are validated; but readers are not to wait while a lot is encoded.
+        let len = self.record_len();
+        let early = len > LONG_RECORD && reads.len() <= FEW_READS;
+        let mut space = if early { Some(self.record(len, status)?) } else { None };
         if !status.begin_deciding() {
             return Ok(Attempt::Again(None));
         }
@@ -348,7 +351,7 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
         }
         let space = match space.take() {
             Some(space) => space,
-            None => self.record(status)?,
+            None => self.record(len, status)?,
         };
         let guard = crossbeam_epoch::pin();
         // Whoever drops one of the trees from here on waits for the guard before its pages are freed.
@@ -372,14 +375,18 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
         Ok(Attempt::Committed(wakes))
     }
 
-    /// Reserves the record of all changes and fills it in.
-    fn record(&self, status: &Status) -> Result<Reservation<'_>> {
+    /// Bytes of the record of all changes.
+    fn record_len(&self) -> usize {
         let rest = |intent: &Intent| match &intent.ready {
             Ready::Inline(value) => value.len(),
             Ready::Big(..) => BigRef::LEN + 8,
             Ready::Gone => 0,
         };
-        let len = transaction_len(self.intents.iter().map(|intent| (intent.key.len(), rest(intent))));
+        transaction_len(self.intents.iter().map(|intent| (intent.key.len(), rest(intent))))
+    }
+
+    /// Reserves the record of all changes and fills it in.
+    fn record(&self, len: usize, status: &Status) -> Result<Reservation<'_>> {
         let mut space = self.forest.cache.reserve(len)?;
         self.encode(space.bytes(), status);
         Ok(space)

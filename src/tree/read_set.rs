@@ -239,12 +239,6 @@ impl ReadSet {
         self.len() == 0 || self.len() == 1 && self.ranges.iter().all(|read| read.leaves.len() <= 1)
     }
 
-    fn begin(&mut self, forest: &Forest) {
-        if self.len() == 0 {
-            self.as_of = quiet_end(forest);
-        }
-    }
-
     /// What was read of a key before, if that is enough.
     pub fn known(&self, tree: usize, key: &IVec, with_value: bool) -> Option<&Seen> {
         let read = self.points.get(&(tree, key.clone()))?;
@@ -262,7 +256,6 @@ impl ReadSet {
         (tree, key): (usize, &IVec),
         with_value: bool,
     ) -> Result<Option<Seen>> {
-        self.begin(forest);
         let guard = crossbeam_epoch::pin();
         let now = forest.observe(trees[tree].as_ref(), key, Looker::Reader, &guard)?;
         let seen = match now.value {
@@ -285,7 +278,8 @@ impl ReadSet {
 
     /// After something with this stamp was read: sees to it that all reads are of one state; `false`: they are not.
     fn catch_up(&mut self, forest: &Forest, trees: &[impl AsRef<BwTree>], stamp: Lsn) -> Result<bool> {
-        Ok(stamp <= self.as_of || self.confirm(forest, trees)?)
+        // A single read of one instant needs no confirmation; the position is looked for when there is a second.
+        Ok(stamp <= self.as_of || self.is_instant() || self.confirm(forest, trees)?)
     }
 
     /// Whether all reads hold together now.
@@ -320,7 +314,6 @@ impl ReadSet {
         (low, high, backwards): (&Bound<Vec<u8>>, &Bound<Vec<u8>>, bool),
         limit: usize,
     ) -> Result<Option<Step>> {
-        self.begin(forest);
         let mut pairs = VecDeque::new();
         let mut read =
             RangeRead { tree, low: low.clone(), high: high.clone(), backwards, hash: 0, leaves: Vec::new() };

@@ -57,27 +57,16 @@ pub enum Change {
     Put(IVec),
     /// Take its value away.
     Remove,
-    /// Give it these values one after the other, `None` for none: the last stays, subscribers are told of all.
-    Several(Vec<Option<IVec>>),
 }
 
 impl Change {
-    /// Calls `tell` with what subscribers are told.
-    fn events(&self, key: &[u8], tell: &mut dyn FnMut(&Event)) {
+    /// What subscribers are told.
+    fn event(&self, key: &[u8]) -> Option<Event> {
         let key = IVec::from(key);
-        let mut tell = |value: Option<&IVec>| {
-            let key = key.clone();
-            tell(&match value {
-                Some(value) => Event::Insert { key, value: value.clone() },
-                None => Event::Remove { key },
-            });
-        };
-        match self {
-            Change::Keep => {}
-            Change::Put(value) => tell(Some(value)),
-            Change::Remove => tell(None),
-            Change::Several(values) => values.iter().for_each(|value| tell(value.as_ref())),
-        }
+        Some(match self.value()? {
+            Some(value) => Event::Insert { key, value: value.clone() },
+            None => Event::Remove { key },
+        })
     }
 
     /// The value that it leaves; `None`: it leaves everything as it is.
@@ -86,7 +75,6 @@ impl Change {
             Change::Keep => None,
             Change::Put(value) => Some(Some(value)),
             Change::Remove => Some(None),
-            Change::Several(values) => values.last().map(Option::as_ref),
         }
     }
 }
@@ -267,7 +255,7 @@ impl Forest {
         }
         let mut wakes = Wakes::default();
         if let (Some(emitter), Some(change)) = (&mut emitter, what.event) {
-            change.events(what.key, &mut |event| emitter.emit(event, &mut wakes));
+            change.event(what.key).iter().for_each(|event| emitter.emit(event, &mut wakes));
         }
         drop(emitter);
         space.complete();
