@@ -4,6 +4,7 @@
 //!
 //! A lock that only opening, dropping and listing trees take; operations on a tree hold their own reference.
 
+use super::priority::Priority;
 use super::watch::Watchers;
 use crate::error::{Error, Result};
 use crate::ivec::IVec;
@@ -30,6 +31,8 @@ pub struct BwTree {
     dropped: AtomicBool,
     /// Whether it may have big values. Set by writers.
     big: AtomicBool,
+    /// Of a transaction that others keep from committing.
+    pub(super) priority: Priority,
     /// Who wants to know of changes; subscribers do not keep it.
     pub watchers: Arc<Watchers>,
 }
@@ -45,7 +48,15 @@ impl BwTree {
     /// A tree whose root is the page `root`.
     pub fn new(id: u32, name: &[u8], root: u32, big: bool) -> BwTree {
         let (dropped, big) = (AtomicBool::new(false), AtomicBool::new(big));
-        BwTree { id, name: IVec::from(name), root, dropped, big, watchers: Arc::default() }
+        BwTree {
+            id,
+            name: IVec::from(name),
+            root,
+            dropped,
+            big,
+            priority: Priority::default(),
+            watchers: Arc::default(),
+        }
     }
 
     /// Called with a guard pinned, before the tree is looked at: its pages stay until the guard ends.

@@ -140,6 +140,9 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
     /// What reading or writing failed with, then nothing was changed; `CollectionNotFound`, `Unsupported`.
     pub(super) fn run(mut self, reads: &mut ReadSet, age: u64, mut persistent: bool) -> Result<bool> {
         self.prepare()?;
+        for same in self.intents.chunk_by(|a, b| a.tree == b.tree) {
+            self.trees[same[0].tree].as_ref().priority.give_way();
+        }
         let mut aborts = 0;
         let wakes = loop {
             let status = Status::new(age, persistent);

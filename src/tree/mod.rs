@@ -41,6 +41,7 @@ pub mod inner;
 mod intent;
 pub mod leaf;
 mod merge;
+mod priority;
 mod read;
 mod read_set;
 mod redo;

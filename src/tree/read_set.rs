@@ -29,6 +29,7 @@ use super::consolidate::Fold;
 use super::delta::{Merged, SortedDeltas, value_of};
 use super::descent::At;
 use super::leaf::{Leaf, Value, fingerprint};
+use super::priority::Holder;
 use super::{BwTree, Forest};
 use crate::base::Lsn;
 use crate::error::Result;
@@ -104,6 +105,8 @@ pub struct ReadSet {
     /// What was read is one state of the database, in which everything before this position is, and was before it was read
     /// or confirmed last; 0 = not known.
     as_of: Lsn,
+    /// The priority that the transaction has claimed.
+    pub holder: Option<Arc<Holder>>,
     hashing: RandomState,
 }
 
@@ -219,7 +222,7 @@ impl ReadSet {
     /// Nothing was read.
     pub fn new() -> ReadSet {
         let (points, ranges) = (BTreeMap::new(), Vec::new());
-        ReadSet { points, ranges, as_of: Lsn(0), hashing: RandomState::new() }
+        ReadSet { points, ranges, as_of: Lsn(0), holder: None, hashing: RandomState::new() }
     }
 
     /// Forgets everything.
@@ -348,10 +351,9 @@ impl ReadSet {
         let ranges = self.ranges.iter_mut();
         let ranges = ranges.map(|read| read.look_again(&again, trees[read.tree].as_ref()));
         for (i, looked) in points.chain(ranges).enumerate() {
-            if i % PROGRESS == 0
-                && let Some(own) = own
-            {
-                own.note_progress();
+            if i % PROGRESS == 0 {
+                own.inspect(|own| own.note_progress());
+                self.holder.as_deref().inspect(|holder| holder.note_progress());
             }
             match looked? {
                 Verdict::Holds => {}

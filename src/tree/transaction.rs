@@ -7,6 +7,7 @@
 //! pinned and no lock is held while the closure runs; [`Transaction::commit`] does the rest.
 
 use super::intent::Commit;
+use super::priority::Holder;
 use super::read_set::{ReadSet, Seen, Step, is_within};
 use super::{BwTree, Forest, add};
 use crate::error::{Error, Result};
@@ -33,6 +34,9 @@ pub(super) enum Interrupted {
 const AHEAD: std::ops::RangeInclusive<usize> = 1..=64;
 /// Runs of the closure after which a commit asks others for patience.
 const IMPATIENT: u32 = 4;
+
+/// Runs after which it claims the priority of its trees.
+const STARVING: u32 = 8;
 
 /// What a transaction does to a key.
 #[derive(Clone, Debug)]
@@ -101,7 +105,7 @@ struct Ahead {
 
 /// A transaction being run, over trees that it has handles of.
 #[derive(Debug)]
-pub struct Transaction<H> {
+pub struct Transaction<H: AsRef<BwTree>> {
     trees: Vec<H>,
     reads: ReadSet,
     writes: BTreeMap<(usize, IVec), Write>,
@@ -138,6 +142,18 @@ impl<H: AsRef<BwTree>> Transaction<H> {
         self.ahead = None;
         self.is_stale = false;
         self.runs += 1;
+        if self.runs >= STARVING {
+            self.claim();
+        }
+    }
+
+    /// Has others let it go first.
+    fn claim(&mut self) {
+        let holder = self.reads.holder.get_or_insert_with(Holder::new);
+        holder.note_progress();
+        for tree in &self.trees {
+            tree.as_ref().priority.claim(holder);
+        }
     }
 
     /// The value of a key, own writes included.
@@ -196,6 +212,7 @@ impl<H: AsRef<BwTree>> Transaction<H> {
 
     fn read(&mut self, forest: &Forest, at: (usize, &IVec), with_value: bool) -> Read<Seen> {
         self.trees[at.0].as_ref().check()?;
+        self.reads.holder.as_deref().inspect(|holder| holder.note_progress());
         if let Some(seen) = self.reads.known(at.0, at.1, with_value) {
             return Ok(Some(seen.clone()));
         }
@@ -260,6 +277,7 @@ impl<H: AsRef<BwTree>> Transaction<H> {
     ) -> Read<Option<(IVec, IVec)>> {
         let (mut low, mut high) = (low.clone(), high.clone());
         self.trees[tree].as_ref().check()?;
+        self.reads.holder.as_deref().inspect(|holder| holder.note_progress());
         loop {
             if self.is_stale {
                 return Ok(None);
@@ -397,6 +415,16 @@ impl<H: AsRef<BwTree>> Transaction<H> {
         let writes = std::mem::take(&mut self.writes);
         let commit = Commit::new(forest, &self.trees, operators, writes.into_iter());
         commit.run(&mut self.reads, age, self.runs >= IMPATIENT)
+    }
+}
+
+impl<H: AsRef<BwTree>> Drop for Transaction<H> {
+    fn drop(&mut self) {
+        let Some(holder) = self.reads.holder.take() else { return };
+        for tree in &self.trees {
+            tree.as_ref().priority.release(&holder);
+        }
+        holder.end();
     }
 }
 

@@ -139,6 +139,7 @@ impl Forest {
         if self.cache.over_hard_limit() {
             self.keep_up()?;
         }
+        tree.priority.give_way();
         let mut attempt = Attempt { forest: self, fingerprint: fingerprint(key), image: None, decided: None };
         loop {
             if let Some(written) = self.write_once(tree, key, &mut decide, &mut attempt)? {

@@ -6,7 +6,8 @@
 //! `conflicts` makes single conflicts happen for certain, by committing from inside a closure. `anomalies`
 //! lets threads race for the named anomalies. `closures` is about what a closure may do and what is left
 //! when it fails, `batches` about batches, `model` compares random programs and the events of subscribers
-//! with maps in memory, and `crashes` looks at what a power cut leaves.
+//! with maps in memory, `crashes` looks at what a power cut leaves, and `progress` is about starving, hanging
+//! and users' code in the middle of a commit.
 //!
 //! `SLED_SOAK=<n>` runs n times as much of everything that is random.
 
@@ -20,6 +21,7 @@ mod conflicts;
 mod crashes;
 mod histories;
 mod model;
+mod progress;
 
 use common::{RaiseOnDrop, Random, tiny, tiny_config};
 use sled::testing::{SimStorage, checkpoint, maintain, open_on};
