@@ -10,7 +10,9 @@
 //! # Format
 //!
 //! One arena block: header (64 bytes), slots (leaf frames only, 16 words), base image.
-//! A slot word is `fingerprint << 48 | address of a delta record`, 0 when empty, or `SEAL`.
+//! A slot word is `fingerprint << 48 | address of a delta record`, 0 when empty, or `SEAL`. A delta is one change, or a
+//! *run*: the intents of a transaction for this leaf, which its status decides. A run of one intent has the fingerprint
+//! of its key, a longer one has `ANY`.
 //!
 //! # Invariants
 //!
@@ -23,7 +25,8 @@
 //!
 //! # Concurrency
 //!
-//! The successful CAS in [`FrameRef::publish`] is the linearization point of every write.
+//! The successful CAS in [`FrameRef::publish`] is the linearization point of every write but those of transactions, for
+//! which that is the CAS in `Status::commit`.
 
 #![allow(unsafe_code)]
 
@@ -718,7 +721,7 @@ impl<'g> FrameRef<'g> {
         })
     }
 
-    /// Puts a delta into slot `i`. The linearization point of writes.
+    /// Puts a delta into slot `i`. The linearization point of single writes.
     ///
     /// On anything but `Installed` the delta is handed back.
     pub fn publish<'a>(

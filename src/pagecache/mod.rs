@@ -8,7 +8,7 @@
 //!
 //! # Invariants
 //!
-//! P1 to P4 are stated, and kept, in [`frame`], P5 in [`mapping_table`], and
+//! P1 to P4 are stated, and kept, in [`frame`], P5 in [`mapping_table`], P8 in [`status`], and
 //!
 //! - P6: the image at `disk` of a page's frame, or in its word, is live and has exactly one owner: that page.
 //! - P7: pages are evicted, moved and merged only by the holder of the maintenance lock; anybody may replace

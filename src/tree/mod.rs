@@ -27,6 +27,8 @@
 //!   its parent.
 //! - T5: per key, the order of LSNs is the order of publication.
 //!
+//! T6 and T7 are those of commits, in [`intent`].
+//!
 //! # References
 //!
 //! Bw-tree: Levandoski, Lomet, Sengupta, ICDE 2013. B-link splits: Lehman and Yao, TODS 1981.
