@@ -7,47 +7,20 @@
 
 mod common;
 
-use common::{RaiseOnDrop, Random, Watchdog, block_on, tiny, tiny_config};
+use common::{RaiseOnDrop, Random, Watchdog, block_on, done, on_threads, soak, tiny, tiny_config};
 use sled::testing::{SimStorage, Tuning, checkpoint, maintain, memory_used, open_on};
 use sled::transaction::{TransactionError, TransactionResult, abort};
 use sled::{Batch, Config, Db, Event, IVec, Result, Subscriber, Transactional, Tree};
 use std::collections::BTreeMap;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
-use std::sync::{Arc, Barrier};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-fn soak() -> u64 {
-    std::env::var("SLED_SOAK").map_or(1, |text| text.parse().unwrap_or(10).max(1))
-}
-
 fn tiny_db(seed: u64, threads: bool) -> Result<Db> {
     open_on(SimStorage::new(), &tiny_config(), tiny(seed, threads))
-}
-
-fn on_threads<T: Send>(threads: usize, run: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
-    let barrier = Barrier::new(threads);
-    std::thread::scope(|scope| {
-        let start = |thread| {
-            let (run, barrier) = (&run, &barrier);
-            scope.spawn(move || {
-                barrier.wait();
-                run(thread)
-            })
-        };
-        let all: Vec<_> = (0..threads).map(start).collect();
-        all.into_iter().map(|thread| thread.join().expect("no check failed")).collect()
-    })
-}
-
-fn done<A>(result: TransactionResult<A, ()>) -> Result<A> {
-    match result {
-        Ok(answer) => Ok(answer),
-        Err(TransactionError::Storage(error)) => Err(error),
-        Err(TransactionError::Abort(())) => panic!("nobody aborted"),
-    }
 }
 
 fn decode(value: Option<impl AsRef<[u8]>>) -> u64 {

@@ -326,6 +326,7 @@ impl Log {
     /// failed sync the system may show bytes that it will never write by itself (L7); those of the next sync
     /// it will.
     fn write_again(&self, superblock: &Superblock, found: &redo_scan::ScannedRedo) -> Result<()> {
+        fail::check("buffer write")?;
         for (number, end) in &found.chain {
             if *end > superblock.stable {
                 let offset = self.segments.offset(*number);

@@ -107,7 +107,7 @@ impl<P: Page> PageCache<P> {
         if frame.first_change(used) >= builder.redo_lsn() {
             return Ok(frame.disk());
         }
-        let below = if frame.overlay() { Some(self.read_leaf(frame.disk())?) } else { None };
+        let below = if frame.overlay() { Some(self.read_below(frame)?) } else { None };
         let folded = P::fold(frame, used, below.as_deref());
         let image = self.write_leaves(Stream::Leaves, &[(frame.tree(), &folded.image)])?[0];
         // What is not decided, and what came while the image was written, moves to the new frame.

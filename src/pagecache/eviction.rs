@@ -143,7 +143,7 @@ impl<P: Page> PageCache<P> {
         if frame.undecided(used).next().is_some() {
             return Ok(None);
         }
-        let below = if frame.overlay() { Some(self.read_leaf(image)?) } else { None };
+        let below = if frame.overlay() { Some(self.read_below(frame)?) } else { None };
         let used = frame.freeze();
         if current(used) {
             self.note_evicted(frame.newest());

@@ -59,6 +59,9 @@ pub trait Page: Send + Sync + 'static {
     /// What is wrong with them.
     fn validate(bytes: &[u8]) -> std::result::Result<(), &'static str>;
 
+    /// Whether an image has the range of the leaf in a frame.
+    fn is_of(frame: FrameRef<'_>, image: &[u8]) -> bool;
+
     /// The image of a leaf after its first `used` deltas. `below` is the image under an overlay.
     fn fold(frame: FrameRef<'_>, used: usize, below: Option<&[u8]>) -> Folded;
 }
@@ -335,18 +338,23 @@ impl<P: Page> PageCache<P> {
         Ok(bytes)
     }
 
-    /// Brings an evicted page into memory.
+    /// Reads the image under an overlay.
     ///
     /// # Errors
-    /// As for [`Self::read_leaf`].
-    pub fn fault_in(&self, pid: u32, tree: u32, image: ImageAddr, guard: &Guard) -> Result<()> {
-        let base = self.read_leaf(image)?;
+    /// As for [`Self::read_leaf`]; `Corruption` when it is of another range.
+    pub fn read_below(&self, frame: FrameRef<'_>) -> Result<Vec<u8>> {
+        let bytes = self.read_leaf(frame.disk())?;
+        if P::is_of(frame, &bytes) { Ok(bytes) } else { Err(Error::corruption_at(frame.disk().offset())) }
+    }
+
+    /// Brings an evicted page, whose image was read, into memory, unless somebody else did.
+    pub fn fault_in(&self, pid: u32, tree: u32, (image, base): (ImageAddr, &[u8]), guard: &Guard) {
         count(&self.counters.faults);
         let new = NewFrame {
             kind: FrameKind::Leaf,
             overlay: false,
             tree,
-            base: &base,
+            base,
             disk: image,
             first_lsn: Lsn::MAX,
             newest: self.newest_evicted(),
@@ -356,7 +364,6 @@ impl<P: Page> PageCache<P> {
         if !self.table().swap(pid, Word::disk(image), Word::resident(frame)) {
             self.discard(frame);
         }
-        Ok(())
     }
 
     /// A page with changes below `newest` is about to be evicted.

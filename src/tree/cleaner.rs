@@ -232,7 +232,7 @@ impl Forest {
     fn kill_leaf(&self, at: At<'_>, big: bool) {
         let used = at.frame.freeze();
         if big {
-            let below = at.frame.overlay().then(|| self.cache.read_leaf(at.frame.disk()).ok()).flatten();
+            let below = at.frame.overlay().then(|| self.cache.read_below(at.frame).ok()).flatten();
             let gathered = super::delta::gather(at.frame, used, below.as_deref().map(Leaf::new));
             self.cache.kill_all(&gathered.dropped);
             let live = gathered.entries.iter().filter_map(|entry| super::delta::big_image(entry.value));

@@ -68,7 +68,7 @@ impl Forest {
         let image;
         let blind = at.frame.overlay() && fold == Fold::Blind && leaf.payload() < self.options.leaf;
         let below = if at.frame.overlay() && !blind {
-            image = self.cache.read_leaf(at.frame.disk())?;
+            image = self.cache.read_below(at.frame)?;
             add(&self.cache.counters.overlay_faults);
             Some(Leaf::new(&image))
         } else {

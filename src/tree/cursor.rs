@@ -155,6 +155,7 @@ impl Forest {
             tree.check()?;
             let at =
                 self.whole_leaf(tree, &guard, |guard| self.leaf_before(tree, before.as_deref(), guard))?;
+            at.check_before(before.as_deref())?;
             let mut merged = Merged::backward(at.frame, before.as_deref());
             let mut key = Vec::new();
             while let Some(entry) = merged.next_back() {

@@ -412,6 +412,11 @@ impl Page for LeafPage {
         Leaf::validate(bytes).map(|_| ()).map_err(|malformed| malformed.0)
     }
 
+    fn is_of(frame: FrameRef<'_>, image: &[u8]) -> bool {
+        let (leaf, image) = (Leaf::new(frame.base()), Leaf::new(image));
+        (leaf.low(), leaf.high()) == (image.low(), image.high())
+    }
+
     fn fold(frame: FrameRef<'_>, used: usize, below: Option<&[u8]>) -> Folded {
         let leaf = Leaf::new(frame.base());
         let gathered = gather(frame, used, below.map(Leaf::new));

@@ -3,9 +3,12 @@
 use super::inner::Inner;
 use super::leaf::Leaf;
 use super::{BwTree, Forest};
-use crate::error::Result;
-use crate::pagecache::{FrameKind, FrameRef, PageState, Word};
+use crate::error::{Error, Result};
+use crate::pagecache::{FrameKind, FrameRef, ImageAddr, PageState, Word};
 use crossbeam_epoch::Guard;
+
+/// How often a walk may be sent back to the root: each time a leaf was split meanwhile.
+const MOST_ASTRAY: usize = 1000;
 
 /// A page where the walk ended.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +26,40 @@ impl<'g> At<'g> {
         debug_assert_eq!(self.frame.kind(), FrameKind::Leaf);
         Leaf::new(self.frame.base())
     }
+
+    /// After a walk to the greatest keys below `before`: that the leaf has some, so that who goes on at its low fence
+    /// gets on.
+    ///
+    /// # Errors
+    /// `Corruption`: the image has other fences than the separators around it.
+    pub fn check_before(self, before: Option<&[u8]>) -> Result<()> {
+        let low = self.leaf().low();
+        if before.is_some_and(|before| !low.is_empty() && low >= before) {
+            return Err(Error::corruption_at(self.frame.disk().offset()));
+        }
+        Ok(())
+    }
+}
+
+/// How a walk came to a page.
+#[derive(Clone, Copy)]
+enum Came<'g> {
+    /// It began there, or was sent there.
+    FromNowhere,
+    /// From this inner node, to this child.
+    Down(Inner<'g>, usize),
+    /// From its left sibling, which ends here.
+    Right(&'g [u8]),
+}
+
+/// Whether a leaf starts where child `i` of a node does, and does not end behind it.
+fn is_between(leaf: Leaf<'_>, node: Inner<'_>, i: usize) -> bool {
+    let within = match (leaf.high(), node.end(i)) {
+        (_, None) => true,
+        (None, Some(_)) => false,
+        (Some(high), Some(end)) => high <= &end[..],
+    };
+    within && leaf.low() == node.separator(i)
 }
 
 /// What the walk is to end at.
@@ -85,16 +122,18 @@ impl Forest {
     #[inline]
     fn walk<'g>(&self, tree: &BwTree, goal: Goal<'_>, guard: &'g Guard) -> Result<At<'g>> {
         let mut pid = tree.root;
+        let mut came = Came::FromNowhere;
+        let mut astray = 0;
         loop {
             let (frame, merging) = match self.cache.load(pid, guard).1 {
                 PageState::Resident(frame) => (frame, false),
                 PageState::Merging(frame) => (frame, true),
                 PageState::Disk(image) => {
-                    self.cache.fault_in(pid, tree.id, image, guard)?;
+                    self.fault(tree, pid, image, came, guard)?;
                     continue;
                 }
                 PageState::Redirect(into) => {
-                    pid = into;
+                    (pid, came) = (into, Came::FromNowhere);
                     continue;
                 }
                 PageState::Free => {
@@ -106,13 +145,26 @@ impl Forest {
             };
             if frame.kind() == FrameKind::Inner {
                 let node = Inner::new(frame.base());
-                pid = if goal.is_past_inner(node) { node.right() } else { node.child(goal.child(node)) };
+                if goal.is_past_inner(node) {
+                    pid = node.right();
+                } else {
+                    let i = goal.child(node);
+                    (pid, came) = (node.child(i), Came::Down(node, i));
+                }
                 debug_assert_ne!(pid, 0, "T1: what is past a node is at its right");
                 continue;
             }
             let leaf = Leaf::new(frame.base());
             if goal.is_past_leaf(leaf) {
                 pid = self.move_right(tree, leaf, frame, guard)?;
+                came = leaf.high().map_or(Came::FromNowhere, Came::Right);
+                if pid == tree.root {
+                    astray += 1;
+                    if astray > MOST_ASTRAY {
+                        // The image of the leaf has other fences than the separators around it.
+                        return Err(Error::corruption_at(frame.disk().offset()));
+                    }
+                }
                 continue;
             }
             if merging {
@@ -129,6 +181,58 @@ impl Forest {
             }
             return Ok(At { pid, frame });
         }
+    }
+
+    /// Brings an evicted leaf into memory, where the walk came to it.
+    ///
+    /// # Errors
+    /// What reading failed with; `Corruption` when its fences are not the separators around it.
+    #[cold]
+    fn fault(&self, tree: &BwTree, pid: u32, image: ImageAddr, came: Came<'_>, guard: &Guard) -> Result<()> {
+        let bytes = self.cache.read_leaf(image)?;
+        let leaf = Leaf::new(&bytes);
+        let (low, fits) = match came {
+            Came::FromNowhere => {
+                (Vec::new(), pid != tree.root || leaf.low().is_empty() && leaf.high().is_none())
+            }
+            Came::Right(low) => (low.to_vec(), leaf.low() == low),
+            Came::Down(node, i) => (node.separator(i), is_between(leaf, node, i)),
+        };
+        // The node that it was reached from may be an old one, which a node merge has replaced.
+        if !fits && !self.is_in_place(tree, pid, &low, &bytes, guard)? {
+            if self.cache.load(pid, guard).0 == Word::disk(image) {
+                log::error!(
+                    "a leaf of tree {:?} with wrong fences at file offset {}",
+                    tree.name,
+                    image.offset()
+                );
+                return Err(Error::corruption_at(image.offset()));
+            }
+            return Ok(());
+        }
+        self.cache.fault_in(pid, tree.id, (image, &bytes), guard);
+        Ok(())
+    }
+
+    /// Whether the fences of an image are the separators around its page, which starts at `low`.
+    ///
+    /// # Errors
+    /// As for [`Self::inner_at`].
+    pub(super) fn is_in_place(
+        &self,
+        tree: &BwTree,
+        pid: u32,
+        low: &[u8],
+        image: &[u8],
+        guard: &Guard,
+    ) -> Result<bool> {
+        let leaf = Leaf::new(image);
+        let Some((at, _)) = self.inner_at(tree, 1, low, guard)? else {
+            return Ok(pid == tree.root && leaf.low().is_empty() && leaf.high().is_none());
+        };
+        let node = Inner::new(at.frame.base());
+        let i = node.find(low);
+        Ok(node.child(i) == pid && is_between(leaf, node, i))
     }
 
     /// The page right of a leaf that was split, after its separator was posted.

@@ -126,7 +126,15 @@ impl Forest {
         for _ in 0..4 {
             match self.cache.load(pid, guard).1 {
                 PageState::Disk(image) if image.bytes() > self.options.leaf as u64 => return Ok(None),
-                PageState::Disk(image) => self.cache.fault_in(pid, tree.id, image, guard)?,
+                PageState::Disk(image) => {
+                    let bytes = self.cache.read_leaf(image)?;
+                    let low = Leaf::new(&bytes).low();
+                    if !self.is_in_place(tree, pid, low, &bytes, guard)? {
+                        // Moved on, or damaged, which is for those to say who need it.
+                        return Ok(None);
+                    }
+                    self.cache.fault_in(pid, tree.id, (image, &bytes), guard);
+                }
                 // Folded first, so that its size is what is in it.
                 PageState::Resident(frame) if frame.overlay() || frame.used().0 > 0 => {
                     if frame.undecided(frame.used().0).next().is_some() {

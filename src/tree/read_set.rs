@@ -443,6 +443,7 @@ impl RangeRead {
             }
             let find = |guard| forest.leaf_before(tree, before.as_deref(), guard);
             let at = forest.whole_leaf(tree, guard, find)?;
+            at.check_before(before.as_deref())?;
             return Ok(Some((at, before)));
         }
         let first = match from {

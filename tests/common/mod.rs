@@ -6,13 +6,44 @@
 #![allow(dead_code, reason = "every test binary includes this file and uses a part of it")]
 
 use sled::testing::Tuning;
-use sled::{Config, IVec};
+use sled::transaction::{TransactionError, TransactionResult};
+use sled::{Config, IVec, Result};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+/// How much longer than by default to go on: 1, or what `SLED_SOAK` says.
+pub fn soak() -> u64 {
+    std::env::var("SLED_SOAK").map_or(1, |text| text.parse().unwrap_or(10).max(1))
+}
+
+/// Runs a closure on so many threads at once, each with its number; fails when one of them does.
+pub fn on_threads<T: Send>(threads: usize, run: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
+    let barrier = Barrier::new(threads);
+    std::thread::scope(|scope| {
+        let start = |thread| {
+            let (run, barrier) = (&run, &barrier);
+            scope.spawn(move || {
+                barrier.wait();
+                run(thread)
+            })
+        };
+        let all: Vec<_> = (0..threads).map(start).collect();
+        all.into_iter().map(|thread| thread.join().expect("no check failed")).collect()
+    })
+}
+
+/// The answer of a transaction that does not abort.
+pub fn done<A>(result: TransactionResult<A, ()>) -> Result<A> {
+    match result {
+        Ok(answer) => Ok(answer),
+        Err(TransactionError::Storage(error)) => Err(error),
+        Err(TransactionError::Abort(())) => panic!("nobody aborted"),
+    }
+}
 
 /// A pair as iterators and navigation return it.
 pub type Pair = (IVec, IVec);

@@ -12,33 +12,17 @@ mod checker;
 mod common;
 mod linearizable;
 
-use common::{RaiseOnDrop, Random, Watchdog, block_on, tiny, tiny_config};
+use common::{RaiseOnDrop, Random, Watchdog, block_on, on_threads, tiny, tiny_config};
 use sled::testing::{CrashMode, SimStorage, check_invariants, counters, open_on};
 use sled::{Db, Error, IVec, Result, Tree};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 /// A database with tiny pages, little memory and its threads running.
 fn busy_db(seed: u64) -> Result<Db> {
     open_on(SimStorage::new(), &tiny_config(), tiny(seed, true))
-}
-
-/// Runs a closure on so many threads at once, each with its number; fails when one of them does.
-fn on_threads<T: Send>(threads: usize, run: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
-    let barrier = Barrier::new(threads);
-    std::thread::scope(|scope| {
-        let start = |thread| {
-            let (run, barrier) = (&run, &barrier);
-            scope.spawn(move || {
-                barrier.wait();
-                run(thread)
-            })
-        };
-        let all: Vec<_> = (0..threads).map(start).collect();
-        all.into_iter().map(|thread| thread.join().expect("no check failed")).collect()
-    })
 }
 
 fn decode(value: &[u8]) -> u64 {

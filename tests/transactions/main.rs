@@ -23,38 +23,15 @@ mod histories;
 mod model;
 mod progress;
 
-use common::{RaiseOnDrop, Random, tiny, tiny_config};
+use common::{RaiseOnDrop, Random, done, on_threads, soak, tiny, tiny_config};
 use sled::testing::{SimStorage, checkpoint, maintain, open_on};
-use sled::transaction::{TransactionError, TransactionResult};
 use sled::{Db, IVec, Result, Tree};
 use std::collections::BTreeMap;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// How much longer than by default to go on: 1, or what `SLED_SOAK` says.
-fn soak() -> u64 {
-    std::env::var("SLED_SOAK").map_or(1, |text| text.parse().unwrap_or(10).max(1))
-}
 
 /// A database with tiny pages and little memory; with threads, or with foreground calls doing their work.
 fn tiny_db(seed: u64, threads: bool) -> Result<Db> {
     open_on(SimStorage::new(), &tiny_config(), tiny(seed, threads))
-}
-
-/// Runs a closure on so many threads at once, each with its number; fails when one of them does.
-fn on_threads<T: Send>(threads: usize, run: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
-    let barrier = Barrier::new(threads);
-    std::thread::scope(|scope| {
-        let start = |thread| {
-            let (run, barrier) = (&run, &barrier);
-            scope.spawn(move || {
-                barrier.wait();
-                run(thread)
-            })
-        };
-        let all: Vec<_> = (0..threads).map(start).collect();
-        all.into_iter().map(|thread| thread.join().expect("no check failed")).collect()
-    })
 }
 
 /// Runs a closure while a neighbour keeps the pages of the tree splitting, merging and leaving memory, by
@@ -97,15 +74,6 @@ fn churn(db: &Db, tree: &Tree, prefixes: &[&[u8]], stop: &AtomicBool) -> Result<
         }
     }
     Ok(())
-}
-
-/// The answer of a transaction that does not abort.
-fn done<A>(result: TransactionResult<A, ()>) -> Result<A> {
-    match result {
-        Ok(answer) => Ok(answer),
-        Err(TransactionError::Storage(error)) => Err(error),
-        Err(TransactionError::Abort(())) => panic!("nobody aborted"),
-    }
 }
 
 /// Eight bytes, or 0 when there is nothing.

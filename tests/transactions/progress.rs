@@ -277,3 +277,35 @@ fn a_batch_is_not_starved_by_writers_of_its_keys() -> Result<()> {
     assert_eq!(applied.into_inner(), 20);
     Ok(())
 }
+
+#[test]
+fn scans_and_removing_transactions_do_not_stop_each_other() -> Result<()> {
+    let db = temporary()?;
+    let scans = AtomicU64::new(0);
+    beside(
+        |_| {
+            let mut last = None;
+            for pair in db.range([0]..[200]) {
+                let (key, _) = pair?;
+                assert!(last.replace(key.clone()) < Some(key), "in order, and once");
+            }
+            // Relaxed: statistic.
+            scans.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        },
+        || {
+            for n in 0..20_000_u32 {
+                let key = [(n % 200) as u8];
+                db.insert(key, "v")?;
+                let removed = done(db.transaction(|tree| {
+                    let there = tree.get(key)? == Some("v".into());
+                    Ok(there && tree.remove(key)?.is_some())
+                }))?;
+                assert!(removed, "nobody else writes");
+            }
+            Ok(())
+        },
+    )?;
+    assert!(scans.into_inner() > 10);
+    Ok(())
+}
