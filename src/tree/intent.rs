@@ -46,6 +46,8 @@ use std::sync::Arc;
 
 /// Aborts after which a commit asks for patience.
 const IMPATIENT: u32 = 3;
+/// Aborts after which the closure had better run again, and in the end with priority.
+const MOST_ABORTS: u32 = 32;
 /// Bytes of a record that take a while to fill in.
 const LONG_RECORD: usize = 64 << 10;
 /// Reads that are not worth a refresh of their own before validation.
@@ -134,7 +136,7 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
         Commit { forest, trees, operators, intents, full: Vec::new(), folded: false }
     }
 
-    /// Commits; `false`: what was read does not hold any more.
+    /// Commits; `false`: what was read does not hold any more, or others are in the way all the time.
     ///
     /// # Errors
     /// What reading or writing failed with, then nothing was changed; `CollectionNotFound`, `Unsupported`.
@@ -157,6 +159,9 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
                     add(&self.forest.counters.aborted_commits);
                     aborts += 1;
                     persistent |= aborts >= IMPATIENT;
+                    if aborts == MOST_ABORTS {
+                        return Ok(false);
+                    }
                     if let Some(first) = first {
                         first.settle();
                     }
@@ -300,9 +305,7 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
                 give_way(run, status)?;
                 return Ok(false);
             }
-            if look.used != used {
-                return Ok(false);
-            }
+            // A change that came behind `used` is met again when the run is to be published.
             if !watched && !depends {
                 continue;
             }
