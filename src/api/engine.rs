@@ -199,6 +199,11 @@ impl Engine {
         &self.core.forest
     }
 
+    /// What the handles work on.
+    pub(super) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
     /// What was configured, and the slot for the first fatal error.
     pub(super) fn config(&self) -> &Config {
         &self.core.config

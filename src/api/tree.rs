@@ -1,6 +1,6 @@
 //! `Tree`: an ordered map from bytes to bytes.
 
-use super::engine::{Engine, Group};
+use super::engine::{Core, Engine, Group};
 use super::iter::Iter;
 use super::merge_operator::MergeOperator;
 use super::subscriber::Subscriber;
@@ -42,7 +42,10 @@ pub struct Tree {
 }
 
 struct Shared {
+    /// Dropped first: it closes the database.
     engine: Arc<Engine>,
+    /// Its core, to be there without a detour.
+    core: Arc<Core>,
     bw: Arc<BwTree>,
     group: Arc<Group>,
 }
@@ -87,7 +90,8 @@ pub(super) fn end_of_prefix(prefix: &[u8]) -> Bound<Vec<u8>> {
 
 impl Tree {
     pub(super) fn new(engine: Arc<Engine>, bw: Arc<BwTree>, group: Arc<Group>) -> Tree {
-        Tree { shared: Arc::new(CachePadded::new(Shared { engine, bw, group })) }
+        let core = Arc::clone(engine.core());
+        Tree { shared: Arc::new(CachePadded::new(Shared { engine, core, bw, group })) }
     }
 
     pub(super) fn engine(&self) -> &Arc<Engine> {
@@ -104,7 +108,7 @@ impl Tree {
 
     fn write(&self, key: &[u8], decide: impl FnMut(Option<&IVec>) -> Result<Change>) -> Result<Written> {
         let _measured = measure(Op::Write);
-        self.shared.engine.forest().write(&self.shared.bw, key, decide)
+        self.shared.core.forest.write(&self.shared.bw, key, decide)
     }
 
     /// Gives a key a value and returns the value before. A value equal to that before is not written.
@@ -156,8 +160,8 @@ impl Tree {
     #[inline]
     pub fn get<K: AsRef<[u8]>>(&self, key: K) -> Result<Option<IVec>> {
         let _measured = measure(Op::Get);
-        let found = self.shared.engine.forest().get(&self.shared.bw, key.as_ref());
-        self.shared.engine.forest().keep_up_reading();
+        let found = self.shared.core.forest.get(&self.shared.bw, key.as_ref());
+        self.shared.core.forest.keep_up_reading();
         found
     }
 
@@ -200,8 +204,8 @@ impl Tree {
     /// ```
     pub fn contains_key<K: AsRef<[u8]>>(&self, key: K) -> Result<bool> {
         let _measured = measure(Op::Get);
-        let found = self.shared.engine.forest().contains(&self.shared.bw, key.as_ref());
-        self.shared.engine.forest().keep_up_reading();
+        let found = self.shared.core.forest.contains(&self.shared.bw, key.as_ref());
+        self.shared.core.forest.keep_up_reading();
         found
     }
 
@@ -431,7 +435,7 @@ impl Tree {
     /// # }
     /// ```
     pub fn flush(&self) -> Result<usize> {
-        let before = self.shared.engine.forest().log().stability().stable().0;
+        let before = self.shared.core.forest.log().stability().stable().0;
         let after = self.shared.engine.flush()?;
         Ok(usize::try_from(after.saturating_sub(before)).unwrap_or(usize::MAX))
     }
@@ -460,7 +464,7 @@ impl Tree {
     /// # }
     /// ```
     pub async fn flush_async(&self) -> Result<usize> {
-        let before = self.shared.engine.forest().log().stability().stable().0;
+        let before = self.shared.core.forest.log().stability().stable().0;
         let Some(waiter) = self.shared.engine.await_flush() else { return self.flush() };
         let after = std::future::poll_fn(|context| match waiter.poll(context.waker()) {
             Some(result) => Poll::Ready(result),
@@ -520,16 +524,16 @@ impl Tree {
     fn one(&self, start: &Start) -> Result<Option<(IVec, IVec)>> {
         let _measured = measure(Op::Scan);
         let mut pairs = Pairs::new();
-        self.shared.engine.forest().step(&self.shared.bw, start, &Bound::Unbounded, 1, &mut pairs)?;
-        self.shared.engine.forest().keep_up_reading();
+        self.shared.core.forest.step(&self.shared.bw, start, &Bound::Unbounded, 1, &mut pairs)?;
+        self.shared.core.forest.keep_up_reading();
         Ok(pairs.pop_front())
     }
 
     fn one_back(&self, start: &Start) -> Result<Option<(IVec, IVec)>> {
         let _measured = measure(Op::Scan);
         let mut pairs = Pairs::new();
-        self.shared.engine.forest().step_back(&self.shared.bw, start, &Bound::Unbounded, 1, &mut pairs)?;
-        self.shared.engine.forest().keep_up_reading();
+        self.shared.core.forest.step_back(&self.shared.bw, start, &Bound::Unbounded, 1, &mut pairs)?;
+        self.shared.core.forest.keep_up_reading();
         Ok(pairs.pop_front())
     }
 
@@ -702,7 +706,7 @@ impl Tree {
     /// # }
     /// ```
     pub fn len(&self) -> usize {
-        self.shared.engine.forest().count(&self.shared.bw).unwrap_or_else(|error| {
+        self.shared.core.forest.count(&self.shared.bw).unwrap_or_else(|error| {
             log::error!("len() of {self:?}: {error}");
             0
         })
@@ -823,7 +827,7 @@ impl Tree {
     /// `ReportableBug` with what is wrong, or what reading failed with.
     #[doc(hidden)]
     pub fn verify_integrity(&self) -> Result<()> {
-        self.shared.engine.forest().check_invariants()
+        self.shared.core.forest.check_invariants()
     }
 
     /// The first fatal error of this database, if there was one.

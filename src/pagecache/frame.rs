@@ -666,21 +666,47 @@ impl<'g> FrameRef<'g> {
         Slot::Change(DeltaRef { lsn, kind: header.kind, fingerprint, key, value })
     }
 
-    /// Looks through the published deltas, newest first, for the one that decides about `key`.
+    /// The words of the published slots, how many they are, and whether the frame is frozen.
     #[inline]
-    pub fn look(self, fingerprint: u16, key: &[u8], who: Looker<'_>) -> Look<'g> {
-        let slots = self.slots();
+    fn words(self) -> ([u64; SLOTS], usize, bool) {
         let mut words = [0; SLOTS];
-        let (mut used, mut frozen) = (SLOTS, true);
-        for (i, slot) in slots.iter().enumerate() {
+        for (i, slot) in self.slots().iter().enumerate() {
             // SeqCst: as in `used`.
             let word = slot.load(Ordering::SeqCst);
             if word <= SEAL {
-                (used, frozen) = (i, word == SEAL);
-                break;
+                return (words, i, word == SEAL);
             }
             words[i] = word;
         }
+        (words, SLOTS, true)
+    }
+
+    /// The newest change of a key, for somebody who reads: waits for a transaction that is deciding.
+    #[inline]
+    pub fn find(self, fingerprint: u16, key: &[u8]) -> Option<DeltaRef<'g>> {
+        let (words, used, _) = self.words();
+        for word in words[..used].iter().rev() {
+            let found = (*word >> ADDRESS_BITS) as u16;
+            if found != fingerprint && found != ANY {
+                continue;
+            }
+            match Self::slot_at(*word) {
+                Slot::Change(delta) if delta.key == key => return Some(delta),
+                Slot::Change(_) => {}
+                Slot::Run(run) => {
+                    if let Some(delta) = run.look(fingerprint, key, Looker::Reader, &mut None) {
+                        return Some(delta);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Looks through the published deltas, newest first, for the one that decides about `key`.
+    #[inline]
+    pub fn look(self, fingerprint: u16, key: &[u8], who: Looker<'_>) -> Look<'g> {
+        let (words, used, frozen) = self.words();
         let mut look = Look { used, frozen, delta: None, slot: SLOTS, blocked: None };
         for (i, word) in words[..used].iter().enumerate().rev() {
             let found = (*word >> ADDRESS_BITS) as u16;

@@ -19,7 +19,7 @@ use super::inner::Inner;
 use super::leaf::{BigRef, Leaf, fingerprint};
 use super::{BwTree, Forest, add};
 use crate::error::{Error, Result};
-use crate::pagecache::{FrameKind, ImageAddr, Looker, PageState, Run, SegmentKind, Usage, Word};
+use crate::pagecache::{FrameKind, ImageAddr, PageState, Run, SegmentKind, Usage, Word};
 use crossbeam_epoch::Guard;
 use std::collections::BTreeSet;
 
@@ -164,7 +164,7 @@ impl Forest {
             let guard = crossbeam_epoch::pin();
             tree.check()?;
             let at = self.leaf(tree, key, &guard)?;
-            if !at.frame.overlay() && at.frame.look(fingerprint, key, Looker::Reader).delta.is_none() {
+            if !at.frame.overlay() && at.frame.find(fingerprint, key).is_none() {
                 return Ok(at.leaf().find(key, fingerprint).and_then(big_image) == Some(image));
             }
             self.consolidate(tree, at, Fold::Whole, &guard)?;

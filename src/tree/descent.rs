@@ -41,17 +41,6 @@ impl<'g> At<'g> {
     }
 }
 
-/// How a walk came to a page.
-#[derive(Clone, Copy)]
-enum Came<'g> {
-    /// It began there, or was sent there.
-    FromNowhere,
-    /// From this inner node, to this child.
-    Down(Inner<'g>, usize),
-    /// From its left sibling, which ends here.
-    Right(&'g [u8]),
-}
-
 /// Whether a leaf starts where child `i` of a node does, and does not end behind it.
 fn is_between(leaf: Leaf<'_>, node: Inner<'_>, i: usize) -> bool {
     let within = match (leaf.high(), node.end(i)) {
@@ -122,18 +111,17 @@ impl Forest {
     #[inline]
     fn walk<'g>(&self, tree: &BwTree, goal: Goal<'_>, guard: &'g Guard) -> Result<At<'g>> {
         let mut pid = tree.root;
-        let mut came = Came::FromNowhere;
         let mut astray = 0;
         loop {
             let (frame, merging) = match self.cache.load(pid, guard).1 {
                 PageState::Resident(frame) => (frame, false),
                 PageState::Merging(frame) => (frame, true),
                 PageState::Disk(image) => {
-                    self.fault(tree, pid, image, came, guard)?;
+                    self.fault(tree, goal, (pid, image), guard)?;
                     continue;
                 }
                 PageState::Redirect(into) => {
-                    (pid, came) = (into, Came::FromNowhere);
+                    pid = into;
                     continue;
                 }
                 PageState::Free => {
@@ -145,19 +133,13 @@ impl Forest {
             };
             if frame.kind() == FrameKind::Inner {
                 let node = Inner::new(frame.base());
-                if goal.is_past_inner(node) {
-                    pid = node.right();
-                } else {
-                    let i = goal.child(node);
-                    (pid, came) = (node.child(i), Came::Down(node, i));
-                }
+                pid = if goal.is_past_inner(node) { node.right() } else { node.child(goal.child(node)) };
                 debug_assert_ne!(pid, 0, "T1: what is past a node is at its right");
                 continue;
             }
             let leaf = Leaf::new(frame.base());
             if goal.is_past_leaf(leaf) {
                 pid = self.move_right(tree, leaf, frame, guard)?;
-                came = leaf.high().map_or(Came::FromNowhere, Came::Right);
                 if pid == tree.root {
                     astray += 1;
                     if astray > MOST_ASTRAY {
@@ -183,35 +165,62 @@ impl Forest {
         }
     }
 
-    /// Brings an evicted leaf into memory, where the walk came to it.
+    /// Brings an evicted leaf into memory, which a walk to `goal` came to.
     ///
     /// # Errors
     /// What reading failed with; `Corruption` when its fences are not the separators around it.
     #[cold]
-    fn fault(&self, tree: &BwTree, pid: u32, image: ImageAddr, came: Came<'_>, guard: &Guard) -> Result<()> {
+    fn fault(
+        &self,
+        tree: &BwTree,
+        goal: Goal<'_>,
+        (pid, image): (u32, ImageAddr),
+        guard: &Guard,
+    ) -> Result<()> {
         let bytes = self.cache.read_leaf(image)?;
-        let leaf = Leaf::new(&bytes);
-        let (low, fits) = match came {
-            Came::FromNowhere => {
-                (Vec::new(), pid != tree.root || leaf.low().is_empty() && leaf.high().is_none())
-            }
-            Came::Right(low) => (low.to_vec(), leaf.low() == low),
-            Came::Down(node, i) => (node.separator(i), is_between(leaf, node, i)),
-        };
-        // The node that it was reached from may be an old one, which a node merge has replaced.
-        if !fits && !self.is_in_place(tree, pid, &low, &bytes, guard)? {
+        if !self.fits(tree, goal, pid, Leaf::new(&bytes), guard)? {
             if self.cache.load(pid, guard).0 == Word::disk(image) {
-                log::error!(
-                    "a leaf of tree {:?} with wrong fences at file offset {}",
-                    tree.name,
-                    image.offset()
-                );
+                log::error!("a leaf with wrong fences at file offset {}", image.offset());
                 return Err(Error::corruption_at(image.offset()));
             }
             return Ok(());
         }
         self.cache.fault_in(pid, tree.id, (image, &bytes), guard);
         Ok(())
+    }
+
+    /// Whether a leaf has the fences that the lowest inner node says, if it was reached from there, and not from its left
+    /// sibling, which knows where it starts only.
+    fn fits(&self, tree: &BwTree, goal: Goal<'_>, pid: u32, leaf: Leaf<'_>, guard: &Guard) -> Result<bool> {
+        let mut at = tree.root;
+        loop {
+            let frame = match self.cache.load(at, guard).1 {
+                PageState::Resident(frame) | PageState::Merging(frame) => frame,
+                PageState::Redirect(into) => {
+                    at = into;
+                    continue;
+                }
+                PageState::Disk(_) => return Ok(leaf.low().is_empty() && leaf.high().is_none()),
+                PageState::Free => {
+                    tree.check()?;
+                    return Ok(true);
+                }
+            };
+            if frame.kind() == FrameKind::Leaf {
+                return Ok(true);
+            }
+            let node = Inner::new(frame.base());
+            if goal.is_past_inner(node) {
+                at = node.right();
+                continue;
+            }
+            let i = goal.child(node);
+            if node.level() > 1 {
+                at = node.child(i);
+                continue;
+            }
+            return Ok(node.child(i) != pid || is_between(leaf, node, i));
+        }
     }
 
     /// Whether the fences of an image are the separators around its page, which starts at `low`.

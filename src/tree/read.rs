@@ -7,7 +7,6 @@ use super::leaf::{BigRef, Value, fingerprint};
 use super::{BwTree, Forest};
 use crate::error::Result;
 use crate::ivec::IVec;
-use crate::pagecache::Looker;
 use crossbeam_epoch::Guard;
 
 /// What a leaf says about a key.
@@ -71,7 +70,7 @@ impl Forest {
         loop {
             let at = self.leaf(tree, key, &guard)?;
             at.frame.touch();
-            let found = match at.frame.look(fingerprint, key, Looker::Reader).delta {
+            let found = match at.frame.find(fingerprint, key) {
                 Some(delta) => Found::of(value_of(delta)),
                 None => Found::in_base(at, key, fingerprint),
             };
