@@ -32,9 +32,9 @@ const CLASSES: usize = FINE_CLASSES + 8 * (LONGEST.ilog2() - FINE.ilog2()) as us
 /// One in a model, whose stacks are small.
 const SHARDS: usize = if cfg!(loom) { 1 } else { 4 };
 /// Bytes that freed blocks of one class in a shard may take up.
-const CACHED: usize = 256 << 10;
+const CACHED: usize = 128 << 10;
 /// Bytes that all freed blocks of a shard together may take up; they are in no count.
-const CACHED_IN_ALL: u64 = 512 << 10;
+const CACHED_IN_ALL: u64 = 256 << 10;
 /// Bytes that a shard counts for itself, up or down.
 const UNCOUNTED: i64 = 16 << 10;
 

@@ -217,7 +217,7 @@ fn transaction(shared: &Shared, read: Leaf, written: Leaf, age: u64) -> bool {
 #[test]
 fn of_two_that_read_what_the_other_writes_one_is_aborted() {
     static COMMITTED: AtomicBool = AtomicBool::new(false);
-    check(3, || {
+    check(8, || {
         let shared = Arc::new(Shared::default());
         let (x, y) = (Leaf::new(&shared), Leaf::new(&shared));
         let other = {
@@ -240,7 +240,7 @@ fn of_two_that_read_what_the_other_writes_one_is_aborted() {
 fn nobody_reads_past_what_a_deciding_transaction_writes() {
     static BEFORE: AtomicBool = AtomicBool::new(false);
     static AFTER: AtomicBool = AtomicBool::new(false);
-    check(3, || {
+    check(8, || {
         let shared = Arc::new(Shared::default());
         let (x, y) = (Leaf::new(&shared), Leaf::new(&shared));
         let plain = {
@@ -267,7 +267,7 @@ fn nobody_reads_past_what_a_deciding_transaction_writes() {
 /// All intents of a transaction become visible at once.
 #[test]
 fn intents_become_visible_at_once() {
-    check(3, || {
+    check(8, || {
         let shared = Arc::new(Shared::default());
         let (x, y) = (Leaf::new(&shared), Leaf::new(&shared));
         let writer = {
