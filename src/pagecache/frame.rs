@@ -995,6 +995,45 @@ mod tests {
     }
 
     #[test]
+    fn a_run_is_what_its_status_says_and_lets_go_of_it() {
+        let arena = Arena::default();
+        for (intents, commits) in [(1, true), (3, true), (1, false), (3, false)] {
+            let status = Status::new(1, false);
+            let frame = FrameRef::create(&arena, new_frame(FrameKind::Leaf, &[]));
+            frame.put(0, 9, put(&arena, b"b", b"old", 1));
+            let all: [(DeltaKind, &[u8], &[u8]); 3] = [
+                (DeltaKind::Put, b"b", b"new"),
+                (DeltaKind::Remove, b"c", b""),
+                (DeltaKind::PutBig, b"d", b"reference"),
+            ];
+            frame.put(1, 9, NewDelta::run(&arena, &status, &all[..intents]));
+            drop(NewDelta::run(&arena, &status, &all));
+            let value = |who| frame.look(9, b"b", who).delta.map(|delta| (delta.value, delta.lsn));
+            assert_eq!(value(Looker::Reader), Some((&b"old"[..], Lsn(1))), "pending");
+            let look = frame.look(9, b"b", Looker::Writer(None));
+            assert!(look.blocked.is_some_and(|run| std::ptr::eq(run.status, &*status)));
+            assert!(frame.look(9, b"b", Looker::Writer(Some(&status))).blocked.is_none());
+            assert_eq!((frame.undecided(2).count(), frame.first_change(2)), (1, Lsn(1)));
+            let copy = frame.copy(&arena, frame.freeze(), ImageAddr(6));
+            assert!(status.begin_deciding() && if commits { status.commit(Lsn(7)) } else { status.abort() });
+            let expected = if commits { (&b"new"[..], Lsn(7)) } else { (&b"old"[..], Lsn(1)) };
+            for frame in [frame, copy] {
+                assert_eq!(frame.find(9, b"b").map(|delta| (delta.value, delta.lsn)), Some(expected));
+                let other = frame.look(8, b"d", Looker::Reader).delta.map(|delta| delta.kind);
+                assert_eq!(other, (commits && intents == 3).then_some(DeltaKind::PutBig));
+                assert!(frame.concerns(1, b"b") && !frame.concerns(1, b"a"));
+                assert_eq!(frame.undecided(2).count(), 0);
+            }
+            assert_eq!(Arc::strong_count(&status), 3, "ours, and one for each frame");
+            for frame in [frame, copy] {
+                // SAFETY: never reachable from a mapping table.
+                unsafe { frame.free(&arena) };
+            }
+            assert_eq!((Arc::strong_count(&status), arena.allocated()), (1, 0));
+        }
+    }
+
+    #[test]
     fn a_frozen_frame_takes_no_delta() {
         let arena = Arena::default();
         for filled in [0, 3, SLOTS] {
