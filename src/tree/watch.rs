@@ -24,8 +24,10 @@ use std::time::{Duration, Instant};
 const BOUND: usize = 32 << 20;
 /// What an event costs besides the bytes of key and value.
 const OVERHEAD: usize = 96;
-/// How long beginning to watch waits for a guard that does not end.
-const GRACE: Duration = Duration::from_secs(1);
+/// How often beginning to watch looks whether the guards have ended, and from when on it sleeps in between: about a second
+/// in all for one that does not end.
+const LOOKS: u32 = 1000;
+const LOOKS_AWAKE: u32 = 100;
 
 /// A change to a tree, as a [`Subscriber`](crate::Subscriber) gets it.
 ///
@@ -290,10 +292,16 @@ fn await_guards() {
         // Release: pairs with the Acquire below.
         note.store(true, Ordering::Release);
     });
-    let start = Instant::now();
-    // Acquire: pairs with the Release above.
-    while !ended.load(Ordering::Acquire) && start.elapsed() < GRACE {
+    for look in 0..LOOKS {
+        // Acquire: pairs with the Release above.
+        if ended.load(Ordering::Acquire) {
+            return;
+        }
         crossbeam_epoch::pin().flush();
-        std::thread::yield_now();
+        if look < LOOKS_AWAKE {
+            std::thread::yield_now();
+        } else {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
