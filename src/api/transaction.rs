@@ -166,6 +166,9 @@ pub trait Transactional<E = ()> {
     ///   other. `f` sees one consistent state, and its own writes, in every run.
     /// - Optimistic: nothing is locked while `f` runs. **`f` may run several times under contention**: it runs again
     ///   when somebody has changed what it read. Uncontended it runs once.
+    /// - A run that cannot succeed any more is left at once, in the middle of an operation, by unwinding as a panic does
+    ///   but without a message; with `panic = "abort"` the operation returns `Conflict` instead. So a guard of a
+    ///   `std::sync::Mutex` had better not be held across operations: it would be poisoned.
     /// - All or nothing: when `f` returns an error, or panics, nothing is applied; the panic goes on. After a crash
     ///   either all of it is there or nothing.
     /// - The same tree may be named twice; both views share their writes. Without any tree, an empty slice, `f` runs,
@@ -211,7 +214,7 @@ pub trait Transactional<E = ()> {
         let mut suspicious = 0;
         loop {
             let before = own_changes();
-            let outcome = f(&Self::view_overlay(&overlay));
+            let outcome = overlay.run(|| f(&Self::view_overlay(&overlay)));
             suspicious = if own_changes() == before { 0 } else { suspicious + 1 };
             if let Some(result) = overlay.finish(outcome) {
                 return result;
@@ -373,6 +376,9 @@ impl Tree {
     ///   other. `f` sees one consistent state, and its own writes, in every run.
     /// - Optimistic: nothing is locked while `f` runs. **`f` may run several times under contention**: it runs again
     ///   when somebody has changed what it read. Uncontended it runs once.
+    /// - A run that cannot succeed any more is left at once, in the middle of an operation, by unwinding as a panic does
+    ///   but without a message; with `panic = "abort"` the operation returns `Conflict` instead. So a guard of a
+    ///   `std::sync::Mutex` had better not be held across operations: it would be poisoned.
     /// - All or nothing: when `f` returns an error, or panics, nothing is applied; the panic goes on. After a crash
     ///   either all of it is there or nothing.
     /// - Inside `f` everything else is allowed, other transactions included, and sees what is committed only. A

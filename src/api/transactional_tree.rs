@@ -31,6 +31,7 @@ use crate::ivec::IVec;
 use crate::tree::{BwTree, Forest, Operators, Transaction};
 use std::cell::{Cell, RefCell};
 use std::ops::{Bound, RangeBounds};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -49,6 +50,9 @@ impl AsRef<BwTree> for Handle {
     }
 }
 
+/// What a closure that is to run again is left with: the address of its run.
+struct Rerun(usize);
+
 /// One run of a closure.
 struct Run {
     /// The trees, by their index in the transaction.
@@ -57,6 +61,8 @@ struct Run {
     transaction: RefCell<Option<Transaction<Handle>>>,
     /// An operation met a conflict. Set by `access`.
     conflict: Cell<bool>,
+    /// It is run by `TransactionalTrees::run`, which an operation that meets a conflict unwinds to.
+    is_looped: Cell<bool>,
     /// What the first operation that failed did so with. Set by `access`.
     failure: RefCell<Option<Error>>,
     /// A flush is to follow. Set by a view.
@@ -67,7 +73,8 @@ impl Run {
     fn new(trees: Rc<[Tree]>, transaction: Transaction<Handle>) -> Rc<Run> {
         let (conflict, flush) = (Cell::new(false), Cell::new(false));
         let transaction = RefCell::new(Some(transaction));
-        Rc::new(Run { trees, transaction, conflict, failure: RefCell::default(), flush })
+        let (is_looped, failure) = (Cell::new(false), RefCell::default());
+        Rc::new(Run { trees, transaction, conflict, is_looped, failure, flush })
     }
 
     /// The database; `None`: there are no trees.
@@ -143,6 +150,23 @@ impl TransactionalTrees {
     /// The views of all trees that were named.
     pub(super) fn views(&self) -> Vec<TransactionalTree> {
         (0..self.indices.len()).map(|position| self.view(position)).collect()
+    }
+
+    /// Calls the closure. One that meets a conflict is left by unwinding, without a message, as programs for 0.34, where
+    /// no operation ever returned `Conflict`, take it for granted that there is a result.
+    pub(super) fn run<A, E>(
+        &self,
+        f: impl FnOnce() -> ConflictableTransactionResult<A, E>,
+    ) -> ConflictableTransactionResult<A, E> {
+        self.run.is_looped.set(true);
+        let outcome = catch_unwind(AssertUnwindSafe(f));
+        self.run.is_looped.set(false);
+        outcome.unwrap_or_else(|payload| match payload.downcast_ref() {
+            Some(Rerun(run)) if *run == Rc::as_ptr(&self.run).addr() => {
+                Err(ConflictableTransactionError::Conflict)
+            }
+            _ => resume_unwind(payload),
+        })
     }
 
     /// Ends a run whose closure returned `outcome`; `None`: there was a conflict, and it is to run again.
@@ -240,6 +264,9 @@ impl TransactionalTree {
             Ok(Some(found)) => Ok(found),
             Ok(None) => {
                 self.run.conflict.set(true);
+                if self.run.is_looped.get() && cfg!(panic = "unwind") && !std::thread::panicking() {
+                    resume_unwind(Box::new(Rerun(Rc::as_ptr(&self.run).addr())));
+                }
                 Err(UnabortableTransactionError::Conflict)
             }
             Err(error) => {
@@ -264,7 +291,8 @@ impl TransactionalTree {
     ///
     /// # Errors
     /// [`Conflict`](UnabortableTransactionError::Conflict) when others have written what this transaction has
-    /// read: the closure is to return it, and runs again. `Storage` with `CollectionNotFound` when the tree was
+    /// read: the closure is to return it, and runs again. (In a program that unwinds when it panics the closure is
+    /// left at once instead, and this is not seen.) `Storage` with `CollectionNotFound` when the tree was
     /// dropped, with `Io` or `Corruption` when the key's page cannot be read, and with `Unsupported` when the run
     /// that this belongs to has ended, or a merge operator that the transaction calls uses the transaction.
     ///
