@@ -498,7 +498,7 @@ impl TransactionalTree {
     }
 
     /// As [`Db::generate_id`](crate::Db::generate_id): a number that is not returned again, whatever becomes of
-    /// the transaction.
+    /// the transaction. Of two transactions of which one reads what the other has written, it has the greater numbers.
     ///
     /// # Errors
     /// As there.
@@ -518,6 +518,11 @@ impl TransactionalTree {
     /// # }
     /// ```
     pub fn generate_id(&self) -> Result<u64> {
+        if let Ok(mut transaction) = self.run.transaction.try_borrow_mut()
+            && let Some(transaction) = transaction.as_mut()
+        {
+            transaction.be_strict();
+        }
         self.tree().engine().forest().generate_id()
     }
 

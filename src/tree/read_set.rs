@@ -105,6 +105,8 @@ pub struct ReadSet {
     /// What was read is one state of the database, in which everything before this position is, and was before it was read
     /// or confirmed last; 0 = not known.
     as_of: Lsn,
+    /// Equal values do not stand for an unchanged key: something outside of the database tells before from after.
+    pub is_strict: bool,
     /// The priority that the transaction has claimed.
     pub holder: Option<Arc<Holder>>,
     hashing: RandomState,
@@ -222,7 +224,7 @@ impl ReadSet {
     /// Nothing was read.
     pub fn new() -> ReadSet {
         let (points, ranges) = (BTreeMap::new(), Vec::new());
-        ReadSet { points, ranges, as_of: Lsn(0), holder: None, hashing: RandomState::new() }
+        ReadSet { points, ranges, as_of: Lsn(0), is_strict: false, holder: None, hashing: RandomState::new() }
     }
 
     /// Forgets everything.
@@ -230,6 +232,7 @@ impl ReadSet {
         self.points.clear();
         self.ranges.clear();
         self.as_of = Lsn(0);
+        self.is_strict = false;
     }
 
     /// Number of reads.
@@ -345,7 +348,8 @@ impl ReadSet {
         own: Option<&Status>,
     ) -> Result<Verdict> {
         let mut verdict = Verdict::Holds;
-        let again = Again { forest, how, own, as_of: self.as_of, hashing: &self.hashing };
+        let (as_of, is_strict) = (self.as_of, self.is_strict);
+        let again = Again { forest, how, own, as_of, is_strict, hashing: &self.hashing };
         let points = self.points.iter_mut();
         let points = points.map(|((tree, key), read)| read.look_again(&again, trees[*tree].as_ref(), key));
         let ranges = self.ranges.iter_mut();
@@ -372,6 +376,7 @@ struct Again<'a> {
     own: Option<&'a Status>,
     /// Of the reads that are looked at.
     as_of: Lsn,
+    is_strict: bool,
     hashing: &'a RandomState,
 }
 
@@ -395,7 +400,7 @@ impl PointRead {
             if how == Look::Validate {
                 return Ok(Verdict::Unsure);
             }
-            if !forest.is_as_seen(now.value, &self.seen)? {
+            if again.is_strict || !forest.is_as_seen(now.value, &self.seen)? {
                 return Ok(Verdict::Changed);
             }
             self.version = now.version;
@@ -540,6 +545,9 @@ impl RangeRead {
         }
         if again.how == Look::Validate || !matches!(verdict, Verdict::Unsure) {
             return Ok(verdict);
+        }
+        if again.is_strict {
+            return Ok(Verdict::Changed);
         }
         let mut now = RangeRead {
             tree: self.tree,

@@ -221,6 +221,12 @@ impl<H: AsRef<BwTree>> Transaction<H> {
         Ok(seen)
     }
 
+    /// Something that tells before from after, an identifier, was handed out in this run: a key that was changed and changed
+    /// back is not as it was.
+    pub fn be_strict(&mut self) {
+        self.reads.is_strict = true;
+    }
+
     /// Gives a key a value, or removes it, and returns the value before.
     ///
     /// # Errors

@@ -309,3 +309,31 @@ fn scans_and_removing_transactions_do_not_stop_each_other() -> Result<()> {
     assert!(scans.into_inner() > 10);
     Ok(())
 }
+
+#[test]
+fn identifiers_of_transactions_ascend_in_the_order_of_commits() -> Result<()> {
+    let db = temporary()?;
+    db.insert("a", "1")?;
+    db.insert("b", "2")?;
+    let swap = || {
+        done(db.transaction(|tree| {
+            let (a, b) = (tree.get("a")?, tree.get("b")?);
+            let id = tree.generate_id()?;
+            // Others swap back what was swapped: the values are what they were, the time is not.
+            std::thread::yield_now();
+            tree.insert("a", b.expect("it is there"))?;
+            tree.insert("b", a.expect("it is there"))?;
+            let before = tree.insert("id", id.to_be_bytes().as_slice())?;
+            Ok((before, id))
+        }))
+    };
+    let last = |id: &sled::IVec| u64::from_be_bytes(id.as_ref().try_into().expect("eight bytes"));
+    super::on_threads(4, |_| {
+        for _ in 0..2_000 {
+            let (before, id) = swap()?;
+            assert!(before.as_ref().map_or(0, last) <= id, "{before:?} before {id}");
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
