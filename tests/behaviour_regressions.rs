@@ -6,7 +6,7 @@
 
 mod common_durability;
 
-use common_durability::{Hooked, Random, Watchdog, block_on, bytes_of, soak};
+use common_durability::{Hooked, Random, Watchdog, block_on, bytes_of, soak, within};
 use sled::testing::{
     OpClass, SimStorage, Tuning, check_invariants, checkpoint, counters, maintain, open_on, space,
 };
@@ -26,18 +26,6 @@ fn quiet() -> Config {
 
 fn in_memory() -> Db {
     open_on(SimStorage::new(), &quiet(), Tuning::default()).expect("works")
-}
-
-/// Whether it became true in time.
-fn within(limit: Duration, what: impl Fn() -> bool) -> bool {
-    let begun = Instant::now();
-    while !what() {
-        if begun.elapsed() > limit {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    true
 }
 
 /// Calls of a closure in an update of `counter`, while `meanwhile` is done in each call.

@@ -6,27 +6,15 @@
 
 mod common_durability;
 
-use common_durability::bytes_of;
+use common_durability::{bytes_of, within};
 use sled::Config;
 use sled::testing::{SimStorage, Tuning, counters, memory_used, open_on};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Whether it became true in time.
-fn within(limit: Duration, what: impl Fn() -> bool) -> bool {
-    let begun = Instant::now();
-    while !what() {
-        if begun.elapsed() > limit {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    true
 }
 
 const CAPACITY: u64 = 1 << 20;

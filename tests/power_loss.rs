@@ -23,14 +23,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-const MODES: [CrashMode; 6] = [
-    CrashMode::DropUnsynced,
-    CrashMode::Torn,
-    CrashMode::KeepPrefix,
-    CrashMode::RandomSubset,
-    CrashMode::Stale,
-    CrashMode::KeepAll,
-];
+const MODES: [CrashMode; 6] = CrashMode::ALL;
 const DEFAULT: &str = "__sled__default";
 const TREES: [&str; 6] = [DEFAULT, "b", "c", "d", "comes and goes", "too"];
 /// The trees from here on are opened and dropped now and then.

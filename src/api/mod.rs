@@ -14,5 +14,6 @@ pub mod testing;
 mod threads;
 pub mod transaction;
 mod transaction_error;
+mod transactional_iter;
 mod transactional_tree;
 pub mod tree;

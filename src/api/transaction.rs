@@ -49,7 +49,8 @@ pub use super::transaction_error::{
     ConflictableTransactionError, ConflictableTransactionResult, TransactionError, TransactionResult,
     UnabortableTransactionError,
 };
-pub use super::transactional_tree::{TransactionalIter, TransactionalTree, TransactionalTrees};
+pub use super::transactional_iter::TransactionalIter;
+pub use super::transactional_tree::{TransactionalTree, TransactionalTrees};
 use super::tree::Tree;
 use crate::base::metrics::{Op, measure};
 use crate::error::{Error, Result};

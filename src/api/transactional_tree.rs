@@ -25,6 +25,7 @@ use super::transaction_error::{
     ConflictableTransactionError, ConflictableTransactionResult, TransactionError, TransactionResult,
     UnabortableTransactionError,
 };
+use super::transactional_iter::TransactionalIter;
 use super::tree::{Tree, end_of_prefix, owned};
 use crate::error::{Error, Result};
 use crate::ivec::IVec;
@@ -36,7 +37,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 /// What an operation inside a transaction returns.
-type Found<T> = std::result::Result<T, UnabortableTransactionError>;
+pub(super) type Found<T> = std::result::Result<T, UnabortableTransactionError>;
 
 /// A tree of a run, for the layer below.
 struct Handle {
@@ -276,7 +277,7 @@ impl TransactionalTree {
         }
     }
 
-    fn pair(
+    pub(super) fn pair(
         &self,
         low: &Bound<Vec<u8>>,
         high: &Bound<Vec<u8>>,
@@ -594,7 +595,7 @@ impl TransactionalTree {
     }
 
     fn between(&self, low: Bound<Vec<u8>>, high: Bound<Vec<u8>>) -> TransactionalIter {
-        TransactionalIter { tree: self.clone(), low, high, done: false }
+        TransactionalIter::new(self.clone(), low, high)
     }
 
     /// Returns the pair with the least key.
@@ -695,86 +696,3 @@ impl TransactionalTree {
         self.pair(&Bound::Excluded(key.as_ref().to_vec()), &Bound::Unbounded, false)
     }
 }
-
-/// An iterator over the pairs of a [`TransactionalTree`] in key order, from both ends.
-///
-/// It shows what the transaction sees: the state of one instant, and the transaction's own writes, those that are
-/// made while it goes on included. What it did not find is also a part of what the transaction has read: a key
-/// that others insert there meanwhile is a conflict. After an error, or at the end, it stays there.
-///
-/// # Examples
-///
-/// ```
-/// # fn main() -> sled::transaction::TransactionResult<()> {
-/// let db = sled::Config::new().temporary(true).open()?;
-/// for key in ["a", "b", "c"] {
-///     db.insert(key, "1")?;
-/// }
-/// let sum = db.transaction(|tree| {
-///     let mut sum = 0;
-///     for pair in tree.range("a"..="b").rev() {
-///         let (_key, value) = pair?;
-///         sum += u32::from(value[0] - b'0');
-///     }
-///     Ok(sum)
-/// })?;
-/// assert_eq!(sum, 2);
-/// # Ok(())
-/// # }
-/// ```
-pub struct TransactionalIter {
-    tree: TransactionalTree,
-    /// What is left lies between these.
-    low: Bound<Vec<u8>>,
-    high: Bound<Vec<u8>>,
-    done: bool,
-}
-
-impl TransactionalIter {
-    /// Whether no key is between the bounds, whatever is in the tree.
-    fn is_empty(&self) -> bool {
-        match (&self.low, &self.high) {
-            (Bound::Included(low), Bound::Included(high)) => low > high,
-            (Bound::Included(low) | Bound::Excluded(low), Bound::Included(high) | Bound::Excluded(high)) => {
-                low >= high
-            }
-            (_, Bound::Excluded(high)) => high.is_empty(),
-            _ => false,
-        }
-    }
-
-    fn step(&mut self, backwards: bool) -> Option<Found<(IVec, IVec)>> {
-        if self.done || self.is_empty() {
-            return None;
-        }
-        let found = self.tree.pair(&self.low, &self.high, backwards).transpose();
-        match &found {
-            Some(Ok((key, _))) => {
-                let end = if backwards { &mut self.high } else { &mut self.low };
-                *end = Bound::Excluded(key.to_vec());
-            }
-            Some(Err(_)) | None => self.done = true,
-        }
-        found
-    }
-}
-
-impl Iterator for TransactionalIter {
-    type Item = std::result::Result<(IVec, IVec), UnabortableTransactionError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.step(false)
-    }
-
-    fn last(mut self) -> Option<Self::Item> {
-        self.next_back()
-    }
-}
-
-impl DoubleEndedIterator for TransactionalIter {
-    fn next_back(&mut self) -> Option<Self::Item> {
-        self.step(true)
-    }
-}
-
-impl std::iter::FusedIterator for TransactionalIter {}

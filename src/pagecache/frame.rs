@@ -681,21 +681,26 @@ impl<'g> FrameRef<'g> {
         (words, SLOTS, true)
     }
 
-    /// The newest change of a key, for somebody who reads: waits for a transaction that is deciding.
-    #[inline]
-    pub fn find(self, fingerprint: u16, key: &[u8]) -> Option<DeltaRef<'g>> {
-        let (words, used, _) = self.words();
-        for word in words[..used].iter().rev() {
+    /// The newest change of a key among these words, and its slot.
+    #[inline(always)]
+    fn newest_change(
+        words: &[u64],
+        fingerprint: u16,
+        key: &[u8],
+        who: Looker<'_>,
+        blocked: &mut Option<RunRef<'g>>,
+    ) -> Option<(usize, DeltaRef<'g>)> {
+        for (i, word) in words.iter().enumerate().rev() {
             let found = (*word >> ADDRESS_BITS) as u16;
             if found != fingerprint && found != ANY {
                 continue;
             }
             match Self::slot_at(*word) {
-                Slot::Change(delta) if delta.key == key => return Some(delta),
+                Slot::Change(delta) if delta.key == key => return Some((i, delta)),
                 Slot::Change(_) => {}
                 Slot::Run(run) => {
-                    if let Some(delta) = run.look(fingerprint, key, Looker::Reader, &mut None) {
-                        return Some(delta);
+                    if let Some(delta) = run.look(fingerprint, key, who, blocked) {
+                        return Some((i, delta));
                     }
                 }
             }
@@ -703,32 +708,22 @@ impl<'g> FrameRef<'g> {
         None
     }
 
+    /// The newest change of a key, for somebody who reads: waits for a transaction that is deciding.
+    #[inline]
+    pub fn find(self, fingerprint: u16, key: &[u8]) -> Option<DeltaRef<'g>> {
+        let (words, used, _) = self.words();
+        let found = Self::newest_change(&words[..used], fingerprint, key, Looker::Reader, &mut None);
+        found.map(|(_, delta)| delta)
+    }
+
     /// Looks through the published deltas, newest first, for the one that decides about `key`.
     #[inline]
     pub fn look(self, fingerprint: u16, key: &[u8], who: Looker<'_>) -> Look<'g> {
         let (words, used, frozen) = self.words();
-        let mut look = Look { used, frozen, delta: None, slot: SLOTS, blocked: None };
-        for (i, word) in words[..used].iter().enumerate().rev() {
-            let found = (*word >> ADDRESS_BITS) as u16;
-            if found != fingerprint && found != ANY {
-                continue;
-            }
-            match Self::slot_at(*word) {
-                Slot::Change(delta) if delta.key == key => {
-                    (look.delta, look.slot) = (Some(delta), i);
-                    break;
-                }
-                Slot::Change(_) => {}
-                Slot::Run(run) => {
-                    look.delta = run.look(fingerprint, key, who, &mut look.blocked);
-                    if look.delta.is_some() {
-                        look.slot = i;
-                        break;
-                    }
-                }
-            }
-        }
-        look
+        let mut blocked = None;
+        let found = Self::newest_change(&words[..used], fingerprint, key, who, &mut blocked);
+        let slot = found.map_or(SLOTS, |(i, _)| i);
+        Look { used, frozen, delta: found.map(|(_, delta)| delta), slot, blocked }
     }
 
     /// Whether slot `i` says anything about a key.

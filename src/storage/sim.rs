@@ -43,6 +43,18 @@ pub enum CrashMode {
     Stale,
 }
 
+impl CrashMode {
+    /// Every one.
+    pub const ALL: [CrashMode; 6] = [
+        CrashMode::DropUnsynced,
+        CrashMode::Torn,
+        CrashMode::KeepPrefix,
+        CrashMode::RandomSubset,
+        CrashMode::Stale,
+        CrashMode::KeepAll,
+    ];
+}
+
 /// A kind of call, to choose which ones fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpClass {

@@ -142,9 +142,7 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
     /// What reading or writing failed with, then nothing was changed; `CollectionNotFound`, `Unsupported`.
     pub(super) fn run(mut self, reads: &mut ReadSet, age: u64, mut persistent: bool) -> Result<bool> {
         self.prepare()?;
-        for same in self.intents.chunk_by(|a, b| a.tree == b.tree) {
-            self.trees[same[0].tree].as_ref().priority.give_way();
-        }
+        self.by_tree().for_each(|(tree, _)| tree.priority.give_way());
         let mut aborts = 0;
         let wakes = loop {
             let status = Status::new(age, persistent);
@@ -361,14 +359,10 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
         };
         let guard = crossbeam_epoch::pin();
         // Whoever drops one of the trees from here on waits for the guard before its pages are freed.
-        for same in self.intents.chunk_by(|a, b| a.tree == b.tree) {
-            self.trees[same[0].tree].as_ref().check()?;
-        }
+        self.by_tree().try_for_each(|(tree, _)| tree.check())?;
         let mut wakes = Wakes::default();
-        let ids = self.intents.chunk_by(|a, b| a.tree == b.tree);
-        let mut emitters: Vec<_> = ids
-            .filter_map(|same| Some((self.trees[same[0].tree].as_ref().watchers.emitter()?, same)))
-            .collect();
+        let mut emitters: Vec<_> =
+            self.by_tree().filter_map(|(tree, intents)| Some((tree.watchers.emitter()?, intents))).collect();
         if !status.commit(space.lsn()) {
             return Ok(Attempt::Again(None));
         }
@@ -379,6 +373,12 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
         drop(guard);
         space.complete();
         Ok(Attempt::Committed(wakes))
+    }
+
+    /// The trees that are written, in the order of all transactions, each with its intents.
+    fn by_tree(&self) -> impl Iterator<Item = (&BwTree, &[Intent])> {
+        let same_tree = self.intents.chunk_by(|a, b| a.tree == b.tree);
+        same_tree.map(|intents| (self.trees[intents[0].tree].as_ref(), intents))
     }
 
     /// Bytes of the record of all changes.

@@ -56,6 +56,7 @@ mod write;
 
 pub use catalog::{BwTree, Catalog, DEFAULT_TREE};
 pub use cursor::{Next, Pairs, Start};
+pub use read_set::is_void;
 pub use transaction::{Operators, Transaction};
 pub use write::{Change, Written, own_changes};
 

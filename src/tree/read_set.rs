@@ -206,6 +206,18 @@ fn judge(run: RunRef<'_>, own: Option<&Status>) -> Foreign {
     }
 }
 
+/// Whether no key is within bounds, whatever is in the tree.
+pub fn is_void(low: &Bound<Vec<u8>>, high: &Bound<Vec<u8>>) -> bool {
+    match (low, high) {
+        (Bound::Included(low), Bound::Included(high)) => low > high,
+        (Bound::Included(low) | Bound::Excluded(low), Bound::Included(high) | Bound::Excluded(high)) => {
+            low >= high
+        }
+        (Bound::Unbounded, Bound::Excluded(high)) => high.is_empty(),
+        _ => false,
+    }
+}
+
 /// What a step of a range read found.
 #[derive(Debug)]
 pub struct Step {
@@ -549,20 +561,9 @@ impl RangeRead {
         if again.is_strict {
             return Ok(Verdict::Changed);
         }
-        let mut now = RangeRead {
-            tree: self.tree,
-            low: self.low.clone(),
-            high: self.high.clone(),
-            backwards: self.backwards,
-            hash: 0,
-            leaves: Vec::new(),
-        };
-        now.scan(again.forest, tree, again.hashing, None)?;
-        if now.hash != self.hash {
-            return Ok(Verdict::Changed);
-        }
-        self.leaves = now.leaves;
-        Ok(Verdict::Unsure)
+        let before = self.hash;
+        self.scan(again.forest, tree, again.hashing, None)?;
+        Ok(if self.hash == before { Verdict::Unsure } else { Verdict::Changed })
     }
 
     /// Whether all leaves are the frames that were seen, with nothing new; or (`anew`) whatever they are have no change

@@ -8,7 +8,7 @@
 
 use super::intent::Commit;
 use super::priority::Holder;
-use super::read_set::{ReadSet, Seen, Step, is_within};
+use super::read_set::{ReadSet, Seen, Step, is_void, is_within};
 use super::{BwTree, Forest, add};
 use crate::error::{Error, Result};
 use crate::ivec::IVec;
@@ -294,20 +294,13 @@ impl<H: AsRef<BwTree>> Transaction<H> {
             };
             let own = self.own(tree, (&low, &high), backwards);
             let own_first = match (&own, &stored) {
-                (Some(own), Some((key, _))) => {
-                    if backwards {
-                        own >= key
-                    } else {
-                        own <= key
-                    }
-                }
+                (Some(own), Some((key, _))) => (if backwards { key.cmp(own) } else { own.cmp(key) }).is_le(),
                 (own, _) => own.is_some(),
             };
             let Some(key) = own.filter(|_| own_first) else { return Ok(Some(stored)) };
             // The stored pair covers the way there, so what it does not have is absent.
             let old = stored.filter(|(stored, _)| *stored == key).map(|(_, value)| value);
             let write = &self.writes[&(tree, key.clone())];
-            let write = write.clone();
             if let Some(value) = write.apply(tree, &key, old.as_ref(), operators)? {
                 return Ok(Some(Some((key, value))));
             }
@@ -322,7 +315,7 @@ impl<H: AsRef<BwTree>> Transaction<H> {
         (low, high): (&Bound<Vec<u8>>, &Bound<Vec<u8>>),
         backwards: bool,
     ) -> Option<IVec> {
-        if is_inverted(low, high) {
+        if is_void(low, high) {
             return None;
         }
         let low = match low {
@@ -367,23 +360,14 @@ impl<H: AsRef<BwTree>> Transaction<H> {
             }
             limit = (2 * ahead.limit).min(*AHEAD.end());
         }
-        loop {
-            let bounds = if backwards { (low, &from, true) } else { (&from, high, false) };
-            let Some(step) = self.reads.range(forest, &self.trees, tree, bounds, limit)? else {
-                return Ok(None);
-            };
-            let Step { pairs, next } = step;
-            if pairs.is_empty()
-                && let Some(next) = next
-            {
-                from = next;
-                continue;
-            }
-            let pair = pairs.front().cloned();
-            self.ahead =
-                Some(Ahead { tree, backwards, from: near.clone(), next, end: far.clone(), pairs, limit });
-            return Ok(Some(pair));
-        }
+        let bounds = if backwards { (low, &from, true) } else { (&from, high, false) };
+        let Some(step) = self.reads.range(forest, &self.trees, tree, bounds, limit)? else { return Ok(None) };
+        // A step without pairs is the last one.
+        let Step { pairs, next } = step;
+        let pair = pairs.front().cloned();
+        self.ahead =
+            Some(Ahead { tree, backwards, from: near.clone(), next, end: far.clone(), pairs, limit });
+        Ok(Some(pair))
     }
 
     /// Whether everything that was read held together at one instant.
@@ -454,37 +438,15 @@ impl Ahead {
 
 /// Whether a bound lies at another one or further on.
 fn is_not_before(bound: &Bound<Vec<u8>>, other: &Bound<Vec<u8>>, backwards: bool) -> bool {
-    let key = match (bound, other) {
-        (_, Bound::Unbounded) => return true,
-        (Bound::Unbounded, _) => return false,
-        (Bound::Included(key) | Bound::Excluded(key), _) => key,
+    let (key, excluded) = match bound {
+        Bound::Included(key) => (key, false),
+        Bound::Excluded(key) => (key, true),
+        Bound::Unbounded => return *other == Bound::Unbounded,
     };
     match other {
-        Bound::Included(other) => {
-            if backwards {
-                key <= other
-            } else {
-                key >= other
-            }
-        }
-        Bound::Excluded(other) if key == other => matches!(bound, Bound::Excluded(_)),
-        Bound::Excluded(other) => {
-            if backwards {
-                key < other
-            } else {
-                key > other
-            }
-        }
         Bound::Unbounded => true,
-    }
-}
-
-fn is_inverted(low: &Bound<Vec<u8>>, high: &Bound<Vec<u8>>) -> bool {
-    match (low, high) {
-        (Bound::Included(low), Bound::Included(high)) => low > high,
-        (Bound::Included(low) | Bound::Excluded(low), Bound::Included(high) | Bound::Excluded(high)) => {
-            low >= high
-        }
-        _ => false,
+        Bound::Included(other) | Bound::Excluded(other) if key != other => (key > other) != backwards,
+        Bound::Included(_) => true,
+        Bound::Excluded(_) => excluded,
     }
 }

@@ -16,6 +16,18 @@ pub fn soak() -> u64 {
     std::env::var("SLED_SOAK").map_or(1, |text| text.parse().unwrap_or(10).max(1))
 }
 
+/// Whether it became true in time.
+pub fn within(limit: Duration, what: impl Fn() -> bool) -> bool {
+    let begun = Instant::now();
+    while !what() {
+        if begun.elapsed() > limit {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
+
 /// A small generator (splitmix64): the same seed gives the same run.
 #[derive(Clone, Debug)]
 pub struct Random(pub u64);

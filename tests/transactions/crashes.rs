@@ -18,14 +18,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-const MODES: [CrashMode; 6] = [
-    CrashMode::DropUnsynced,
-    CrashMode::Torn,
-    CrashMode::KeepPrefix,
-    CrashMode::RandomSubset,
-    CrashMode::Stale,
-    CrashMode::KeepAll,
-];
+const MODES: [CrashMode; 6] = CrashMode::ALL;
 const TREES: [&str; 3] = ["a", "b", "c"];
 const NUMBER: &str = "number of the last commit";
 
