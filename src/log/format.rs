@@ -79,8 +79,12 @@
 //! | 24 | 8 | nonce of the segment |
 //! | 32 | 4 | bytes of the payload as stored |
 //! | 36 | 4 | bytes of the payload when not compressed |
-//! | 40 | 24 | zero |
+//! | 40 | 8 | LSN: it holds every change of its keys before this |
+//! | 48 | 8 | LSN: it holds no change at or behind this |
+//! | 56 | 8 | zero |
 //! | 64 | . | payload |
+//!
+//! The two LSNs are not needed to open a file; they put images in order for who recovers records without a directory.
 
 use crate::base::{Lsn, RedoPosition};
 use crate::error::{Error, Result};
@@ -356,6 +360,16 @@ pub enum ImageKind {
     Root = 4,
 }
 
+/// Which changes of its tree and range an image holds. Recovery does not need it; it puts images that no directory
+/// lists in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Holds {
+    /// Every change before this.
+    pub all_before: Lsn,
+    /// None from here on.
+    pub none_from: Lsn,
+}
+
 /// The header of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImageHeader {
@@ -373,6 +387,8 @@ pub struct ImageHeader {
     pub stored: u32,
     /// Bytes of the payload when not compressed.
     pub raw: u32,
+    /// Which changes it holds.
+    pub holds: Holds,
 }
 
 /// Bytes that an image with `stored` bytes of payload occupies.
@@ -392,6 +408,8 @@ impl ImageHeader {
         put64(image, 24, self.nonce);
         put32(image, 32, self.stored);
         put32(image, 36, self.raw);
+        put64(image, 40, self.holds.all_before.0);
+        put64(image, 48, self.holds.none_from.0);
         let crc = crc32fast::hash(&image[8..HEADER + self.stored as usize]);
         put32(image, 4, crc);
     }
@@ -416,6 +434,7 @@ impl ImageHeader {
             nonce: get64(b, 24),
             stored: get32(b, 32),
             raw: get32(b, 36),
+            holds: Holds { all_before: Lsn(get64(b, 40)), none_from: Lsn(get64(b, 48)) },
         })
     }
 
@@ -511,12 +530,14 @@ mod tests {
             nonce: 5,
             stored: 3,
             raw: 3,
+            holds: Holds { all_before: Lsn(6), none_from: Lsn(7) },
         };
         let mut b = vec![0; image_bytes(3)];
         b[HEADER..HEADER + 3].copy_from_slice(b"abc");
         image.seal(&mut b);
         assert_eq!(&b[..4], b"IMG1");
         assert_eq!(&b[8..16], &[2, 0, 0, 0, 4, 0, 0, 0]);
+        assert_eq!(&b[40..64], &[6, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(ImageHeader::decode(&b, 5, 8256), Some((image, &b"abc"[..])));
         assert_eq!(ImageHeader::decode(&b, 5, 8320), None);
         for at in 4..HEADER + 3 {

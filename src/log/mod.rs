@@ -40,7 +40,7 @@ pub mod segment;
 pub mod stability;
 
 pub use address::{ImageAddr, MAX_IMAGE};
-pub use format::{ImageHeader, ImageKind, MAGIC, SegmentKind};
+pub use format::{Holds, ImageHeader, ImageKind, MAGIC, SegmentKind};
 pub use page_stream::{NewImage, PageStream, Stream};
 pub use redo_buffer::Reservation;
 pub use segment::{Page, Segments, Usage};
@@ -95,6 +95,8 @@ pub struct Log {
     wake: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Where replay would start after a crash now. Raised by checkpoints; read as a hint.
     redo_lsn: AtomicU64,
+    /// Position of the record that is being replayed. Written by recovery, which is alone.
+    replaying: AtomicU64,
     /// Syncs. Statistic.
     syncs: AtomicU64,
     /// Segments freed. Statistic.
@@ -198,6 +200,7 @@ impl Log {
             sync_call: Mutex::new(()),
             wake: OnceLock::new(),
             redo_lsn: AtomicU64::new(superblock.redo.lsn.0),
+            replaying: AtomicU64::new(superblock.redo.lsn.0),
             superblock: Mutex::new(superblock),
             syncs: AtomicU64::new(0),
             freed: AtomicU64::new(0),
@@ -308,6 +311,11 @@ impl Log {
             fail::check("write_config post")?;
             writer
         } else {
+            let each: EachRecord<'_> = &mut |lsn, kind, body| {
+                // Relaxed: recovery is alone.
+                self.replaying.store(lsn.0, Ordering::Relaxed);
+                each(lsn, kind, body)
+            };
             let found = redo_scan::scan(&*storage, &segments, superblock.redo, superblock.stable, each)?;
             self.write_again(&superblock, &found)?;
             let writer = RedoWriter::resume(storage, Arc::clone(&segments), &found);
@@ -343,6 +351,25 @@ impl Log {
             self.write_superblock(|s| Superblock { generation: s.generation + 1, ..s.clone() })?;
         }
         Ok(())
+    }
+
+    /// Changes before this are visible in frames.
+    pub fn visible(&self) -> Lsn {
+        match self.ring.get() {
+            // L8: what is durable was in a buffer that was final.
+            Some(_) => self.stability.stable(),
+            // Relaxed: recovery is alone.
+            None => Lsn(self.replaying.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// No change at or behind this was made yet.
+    pub fn newest(&self) -> Lsn {
+        match self.ring.get() {
+            Some(ring) => ring.end(),
+            // Relaxed: recovery is alone.
+            None => Lsn(self.replaying.load(Ordering::Relaxed)).plus(1),
+        }
     }
 
     /// Sealed buffers that wait to be written.
@@ -580,6 +607,7 @@ impl Log {
         kind: ImageKind,
         tree: u32,
         payload: [&[u8]; 2],
+        holds: Holds,
     ) -> Result<ImageAddr> {
         self.stability.check()?;
         let len = payload[0].len() + payload[1].len();
@@ -591,8 +619,10 @@ impl Log {
         let packed = self.options.compression.filter(|_| payload[1].is_empty());
         let packed = packed.and_then(|level| compression::compress(payload[0], level));
         let image = match &packed {
-            None => NewImage { kind, tree, payload, raw: None },
-            Some(packed) => NewImage { kind, tree, payload: [packed, &[]], raw: Some(len as u32) },
+            None => NewImage { kind, tree, payload, raw: None, holds },
+            Some(packed) => {
+                NewImage { kind, tree, payload: [packed, &[]], raw: Some(len as u32), holds }
+            }
         };
         Ok(self.pages.append(stream, &[image])?[0])
     }

@@ -12,7 +12,7 @@
 //! write has returned, and nothing durable before a sync that came after it.
 
 use super::address::ImageAddr;
-use super::format::{HEADER, ImageHeader, ImageKind, SegmentHeader, SegmentKind, image_bytes};
+use super::format::{HEADER, Holds, ImageHeader, ImageKind, SegmentHeader, SegmentKind, image_bytes};
 use super::segment::Segments;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
@@ -50,6 +50,8 @@ pub struct NewImage<'a> {
     pub payload: [&'a [u8]; 2],
     /// Bytes of the payload when not compressed, if `payload` is compressed.
     pub raw: Option<u32>,
+    /// Which changes it holds.
+    pub holds: Holds,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -172,6 +174,7 @@ impl PageStream {
                 nonce: place.nonce,
                 stored: field,
                 raw: image.raw.unwrap_or(field),
+                holds: image.holds,
             };
             header.seal(&mut pending[start..]);
             pending.resize(start + bytes, 0);
@@ -262,6 +265,7 @@ impl PageStream {
             tree: header.tree,
             payload: [&raw[HEADER..HEADER + header.stored as usize], &[]],
             raw: header.compressed.then_some(header.raw),
+            holds: header.holds,
         };
         Ok(self.append(stream, &[image])?[0])
     }

@@ -84,7 +84,7 @@ impl<P: Page> PageCache<P> {
             let len = builder.encoder.out.len().min(builder.chunk);
             let chunk = &builder.encoder.out[..len];
             fail::check("snap write len")?;
-            let image = self.log().append(Stream::Leaves, ImageKind::Chunk, 0, [chunk, &[]])?;
+            let image = self.log().append(Stream::Leaves, ImageKind::Chunk, 0, [chunk, &[]], self.holds(builder.redo.lsn))?;
             builder.chunks.push(image);
             builder.encoder.out.drain(..len);
         }
@@ -103,13 +103,14 @@ impl<P: Page> PageCache<P> {
         frame: FrameRef<'_>,
         guard: &Guard,
     ) -> Result<ImageAddr> {
+        let all_before = self.visible();
         let (used, _) = frame.used();
         if frame.first_change(used) >= builder.redo_lsn() {
             return Ok(frame.disk());
         }
         let below = if frame.overlay() { Some(self.read_below(frame)?) } else { None };
         let folded = P::fold(frame, used, below.as_deref());
-        let image = self.write_leaves(Stream::Leaves, &[(frame.tree(), &folded.image)])?[0];
+        let image = self.write_leaves(Stream::Leaves, &[(frame.tree(), &folded.image)], all_before)?[0];
         // What is not decided, and what came while the image was written, moves to the new frame.
         let used_now = frame.freeze();
         let new = NewFrame {
@@ -196,7 +197,8 @@ impl<P: Page> PageCache<P> {
         // These are freed when this checkpoint is durable.
         runs.retain(|(number, _)| !builder.dead.contains(number));
         let root = Root { next_tree, captured, runs, chunks: builder.chunks.clone() };
-        self.log().append(Stream::Leaves, ImageKind::Root, 0, [&root.encode(), &[]])
+        let holds = self.holds(builder.redo.lsn);
+        self.log().append(Stream::Leaves, ImageKind::Root, 0, [&root.encode(), &[]], holds)
     }
 
     /// Nothing durable refers to these segments: reused when no reader can have an address in them (L1).

@@ -17,6 +17,7 @@
 use super::frame::{FrameKind, FrameRef};
 use super::mapping_table::{PageState, Word};
 use super::{Folded, Maintenance, Page, PageCache, count};
+use crate::base::Lsn;
 use crate::error::Result;
 use crate::log::{ImageAddr, ImageKind, NewImage, Stream};
 use crossbeam_epoch::Guard;
@@ -96,6 +97,7 @@ impl<P: Page> PageCache<P> {
 
     fn evict_stride(&self, lock: &mut Maintenance<'_>, goal: u64, link: Link<'_>) -> Result<u64> {
         let guard = crossbeam_epoch::pin();
+        let mut all_before = self.visible();
         let mut victims: Vec<Victim<'_>> = Vec::new();
         let mut pending = 0;
         let mut result = Ok(());
@@ -123,18 +125,19 @@ impl<P: Page> PageCache<P> {
                 Err(error) => result = Err(error),
             }
             if victims.len() >= BATCH {
-                result = result.and(self.page_out(&mut victims, &guard));
+                result = result.and(self.page_out(&mut victims, all_before, &guard));
+                all_before = self.visible();
                 pending = 0;
             }
         }
-        result.and(self.page_out(&mut victims, &guard))?;
+        result.and(self.page_out(&mut victims, all_before, &guard))?;
         Ok(looked_at.max(1))
     }
 
     /// Drops a frame whose image is current, or freezes and folds it.
     fn evict_page<'g>(&self, pid: u32, frame: FrameRef<'g>, guard: &'g Guard) -> Result<Option<Victim<'g>>> {
         let (used, _) = frame.used();
-        let current = |used| used == 0 && !frame.overlay() && frame.first_lsn() == crate::base::Lsn::MAX;
+        let current = |used| used == 0 && !frame.overlay() && frame.first_lsn() == Lsn::MAX;
         let image = frame.disk();
         if current(used) && !image.is_some() {
             // An empty tree's only leaf: there is nothing to win and no image to come back from.
@@ -162,13 +165,13 @@ impl<P: Page> PageCache<P> {
     }
 
     /// Writes the victims and swaps their frames for the addresses.
-    fn page_out(&self, victims: &mut Vec<Victim<'_>>, guard: &Guard) -> Result<()> {
+    fn page_out(&self, victims: &mut Vec<Victim<'_>>, all_before: Lsn, guard: &Guard) -> Result<()> {
         if victims.is_empty() {
             return Ok(());
         }
         let images: Vec<(u32, &[u8])> =
             victims.iter().map(|v| (v.frame.tree(), v.folded.image.as_slice())).collect();
-        let written = self.write_leaves(Stream::Leaves, &images);
+        let written = self.write_leaves(Stream::Leaves, &images, all_before);
         let victims = std::mem::take(victims);
         for (victim, image) in victims.into_iter().zip(written?) {
             let old = victim.frame.disk();
@@ -185,15 +188,21 @@ impl<P: Page> PageCache<P> {
         Ok(())
     }
 
-    /// Writes leaf images and returns their addresses.
+    /// Writes leaf images, which hold every change before `all_before`, and returns their addresses.
     ///
     /// # Errors
     /// What writing failed with.
-    pub(super) fn write_leaves(&self, stream: Stream, images: &[(u32, &[u8])]) -> Result<Vec<ImageAddr>> {
+    pub(super) fn write_leaves(
+        &self,
+        stream: Stream,
+        images: &[(u32, &[u8])],
+        all_before: Lsn,
+    ) -> Result<Vec<ImageAddr>> {
+        let holds = self.holds(all_before);
         if self.log().compresses() {
             return images
                 .iter()
-                .map(|(tree, image)| self.log().append(stream, ImageKind::Leaf, *tree, [image, &[]]))
+                .map(|(tree, image)| self.log().append(stream, ImageKind::Leaf, *tree, [image, &[]], holds))
                 .collect();
         }
         self.check()?;
@@ -204,6 +213,7 @@ impl<P: Page> PageCache<P> {
                 tree: *tree,
                 payload: [image, &[]],
                 raw: None,
+                holds,
             })
             .collect();
         self.log().pages().append(stream, &images)

@@ -42,7 +42,7 @@ pub use status::{Outcome, Status};
 use crate::base::{Lsn, RedoPosition, fail};
 use crate::error::{Error, Result};
 pub use crate::log::Reservation;
-use crate::log::{ImageHeader, Stream};
+use crate::log::{Holds, ImageHeader, Stream};
 use arena::Arena;
 use crossbeam_epoch::Guard;
 use parking_lot::{Mutex, MutexGuard};
@@ -378,6 +378,16 @@ impl<P: Page> PageCache<P> {
         Lsn(self.evicted.load(Ordering::Relaxed))
     }
 
+    /// What an image holds whose content has every change before `all_before`.
+    fn holds(&self, all_before: Lsn) -> Holds {
+        Holds { all_before, none_from: self.log.newest() }
+    }
+
+    /// Changes before this are visible in frames.
+    fn visible(&self) -> Lsn {
+        self.log.visible()
+    }
+
     /// Makes everything durable that was written before; the stable LSN.
     ///
     /// # Errors
@@ -407,7 +417,7 @@ impl<P: Page> PageCache<P> {
         {
             fail::check(part)?;
         }
-        self.log.append(Stream::Big, ImageKind::Big, tree, [&head, value])
+        self.log.append(Stream::Big, ImageKind::Big, tree, [&head, value], self.holds(self.log.newest()))
     }
 
     /// What was to refer to a big value's image does so, or does not, and the image is dead.
