@@ -13,6 +13,7 @@
 //! FailPoint            Fail point has been triggered                      Other
 //! ```
 
+use crate::damage::Damage;
 use crate::ivec::IVec;
 use std::fmt;
 use std::io;
@@ -25,12 +26,14 @@ pub(crate) type CompareAndSwapResult = Result<std::result::Result<(), CompareAnd
 
 /// Where in the file something was found; the type of [`Error::Corruption`]'s `at`.
 #[doc(hidden)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DiskPtr {
     /// A byte offset in the file.
     Inline(u64),
     /// A byte offset in the file that refers to a value kept elsewhere, and the name of that value.
     Blob(u64, i64),
+    /// A byte offset in the file, and all that is known about what is wrong there.
+    Damaged(&'static Damage),
 }
 
 impl DiskPtr {
@@ -39,6 +42,18 @@ impl DiskPtr {
     pub const fn lid(&self) -> u64 {
         match *self {
             DiskPtr::Inline(offset) | DiskPtr::Blob(offset, _) => offset,
+            DiskPtr::Damaged(damage) => damage.offset,
+        }
+    }
+}
+
+/// An offset alone reads as it did in 0.34.
+impl fmt::Debug for DiskPtr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DiskPtr::Inline(offset) => write!(f, "Inline({offset})"),
+            DiskPtr::Blob(offset, name) => write!(f, "Blob({offset}, {name})"),
+            DiskPtr::Damaged(damage) => write!(f, "Inline({}), {damage}", damage.offset),
         }
     }
 }
@@ -122,11 +137,106 @@ impl Error {
         Error::Unsupported("merge needs a merge operator: see Tree::set_merge_operator".into())
     }
 
-    /// Damage found at a byte offset of the file.
-    pub(crate) const fn corruption_at(offset: u64) -> Error {
-        Error::Corruption { at: Some(DiskPtr::Inline(offset)), bt: () }
+    /// Damage that was found in a file.
+    #[cold]
+    pub(crate) fn damaged(damage: Damage) -> Error {
+        log::error!("{damage}");
+        Error::about(damage)
+    }
+
+    fn about(damage: Damage) -> Error {
+        let offset = damage.offset;
+        let at = damage.keep().map_or(DiskPtr::Inline(offset), DiskPtr::Damaged);
+        Error::Corruption { at: Some(at), bt: () }
+    }
+
+    /// Says of damage which keys of which tree it concerns, unless that is known already.
+    #[cold]
+    pub(crate) fn concerns(self, tree: &[u8], low: &[u8], high: Option<&[u8]>) -> Error {
+        match self.damage() {
+            Some(damage) if damage.tree.is_none() => Error::about(Damage {
+                tree: Some(tree.into()),
+                keys: Some((low.into(), high.map(IVec::from))),
+                ..damage.clone()
+            }),
+            _ => self,
+        }
+    }
+
+    /// What is damaged: file, place, extent, and the tree and keys that it concerns, as far as these are known.
+    /// `None`: this is no [`Error::Corruption`], or nothing but perhaps the place is known.
+    ///
+    /// # Examples
+    /// ```
+    /// let error = sled::Error::Unsupported("this".into());
+    /// assert_eq!(error.damage(), None);
+    /// ```
+    #[must_use]
+    pub fn damage(&self) -> Option<&Damage> {
+        match self {
+            Error::Corruption { at: Some(DiskPtr::Damaged(damage)), .. } => Some(damage),
+            _ => None,
+        }
+    }
+
+    /// Whether the file is damaged: an [`Error::Corruption`].
+    ///
+    /// # Examples
+    /// ```
+    /// assert!(!sled::Error::Unsupported("this".into()).is_corruption());
+    /// ```
+    #[must_use]
+    pub fn is_corruption(&self) -> bool {
+        matches!(self, Error::Corruption { .. })
+    }
+
+    /// Whether the database could not be opened because it is open already, here or in another process.
+    ///
+    /// # Examples
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// let config = sled::Config::new().temporary(true);
+    /// let _db = config.open()?;
+    /// assert!(config.open().unwrap_err().is_locked());
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        matches!(self, Error::Io(e) if e.kind() == io::ErrorKind::Other && e.to_string().starts_with(LOCKED))
+    }
+
+    /// Whether the disk, or what may be used of it, is full. What failed may succeed once there is room.
+    ///
+    /// # Examples
+    /// ```
+    /// let error = sled::Error::Io(std::io::ErrorKind::StorageFull.into());
+    /// assert!(error.is_disk_full());
+    /// ```
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        matches!(self, Error::Io(e) if matches!(e.kind(), StorageFull | QuotaExceeded | FileTooLarge))
+    }
+
+    /// Whether the same call may succeed later without anything being repaired: the database is locked, the disk is
+    /// full, or the operating system was busy.
+    ///
+    /// # Examples
+    /// ```
+    /// assert!(sled::Error::Io(std::io::ErrorKind::StorageFull.into()).is_retryable());
+    /// assert!(!sled::Error::Unsupported("this".into()).is_retryable());
+    /// ```
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        use io::ErrorKind::{Interrupted, OutOfMemory, ResourceBusy, TimedOut, WouldBlock};
+        let busy = |kind| matches!(kind, Interrupted | OutOfMemory | ResourceBusy | TimedOut | WouldBlock);
+        self.is_locked() || self.is_disk_full() || matches!(self, Error::Io(e) if busy(e.kind()))
     }
 }
+
+/// What the text of a lock error begins with.
+pub(crate) const LOCKED: &str = "could not acquire lock on";
 
 /// A copy of an I/O error with the same kind, text and, where there is one, operating system code.
 fn clone_io(error: &io::Error) -> io::Error {
@@ -187,7 +297,9 @@ impl fmt::Display for Error {
             }
             Error::Io(error) => write!(f, "IO error: {error}"),
             Error::Corruption { at, bt } => {
-                write!(f, "Read corrupted data at file offset {at:?} backtrace {bt:?}")
+                let offset = at.map(|at| if let DiskPtr::Damaged(d) = at { DiskPtr::Inline(d.offset) } else { at });
+                write!(f, "Read corrupted data at file offset {offset:?} backtrace {bt:?}")?;
+                self.damage().map_or(Ok(()), |damage| write!(f, ": {damage}"))
             }
             #[cfg(feature = "failpoints")]
             Error::FailPoint => f.write_str("Fail point has been triggered"),
@@ -232,6 +344,15 @@ mod tests {
     use super::*;
     use std::error::Error as _;
 
+    fn corruption_at(offset: u64) -> Error {
+        Error::Corruption { at: Some(DiskPtr::Inline(offset)), bt: () }
+    }
+
+    fn damage() -> Damage {
+        let what = "damaged image".into();
+        Damage { what, file: Some("x/db".into()), offset: 7, len: 64, tree: None, keys: None }
+    }
+
     /// One of each variant.
     fn all() -> Vec<Error> {
         vec![
@@ -241,8 +362,9 @@ mod tests {
             Error::Io(io::Error::other("custom")),
             Error::Io(io::ErrorKind::StorageFull.into()),
             Error::Io(io::Error::from_raw_os_error(2)),
-            Error::corruption_at(7),
+            corruption_at(7),
             Error::Corruption { at: None, bt: () },
+            Error::damaged(damage()),
             #[cfg(feature = "failpoints")]
             Error::FailPoint,
         ]
@@ -276,6 +398,8 @@ mod tests {
         assert_eq!(texts[3], "IO error: custom");
         assert_eq!(texts[6], "Read corrupted data at file offset Some(Inline(7)) backtrace ()");
         assert_eq!(texts[7], "Read corrupted data at file offset None backtrace ()");
+        let expected = "Read corrupted data at file offset Some(Inline(7)) backtrace (): damaged image: 64 bytes at offset 7 of x/db";
+        assert_eq!(texts[8], expected);
         let conflict = CompareAndSwapError { current: None, proposed: Some(IVec::from("x")) };
         assert_eq!(conflict.to_string(), "Compare and swap conflict");
     }
@@ -293,6 +417,7 @@ mod tests {
             K::NotFound,
             K::InvalidData,
             K::InvalidData,
+            K::InvalidData,
         ];
         assert_eq!(kinds[..expected.len()], expected);
         let io = io::Error::from(Error::Io(io::Error::from_raw_os_error(2)));
@@ -305,9 +430,32 @@ mod tests {
     }
 
     #[test]
+    fn damage_is_told_whose_it_is_once() {
+        let error = Error::damaged(damage()).concerns(b"t", b"a", Some(b"b"));
+        let keys = Some((IVec::from("a"), Some(IVec::from("b"))));
+        let expected = Damage { tree: Some("t".into()), keys, ..damage() };
+        assert_eq!(error.damage(), Some(&expected));
+        assert_eq!(error.clone().concerns(b"u", b"", None), error);
+        assert!(error.is_corruption() && !error.is_retryable());
+        assert_eq!(Error::no_operator().concerns(b"t", b"", None), Error::no_operator());
+    }
+
+    #[test]
+    fn kinds_of_failures_are_told_apart() {
+        let io = |e: io::Error| Error::Io(e);
+        let locked = io(io::Error::other("could not acquire lock on \"x\": held by process 7"));
+        assert!(locked.is_locked() && locked.is_retryable() && !locked.is_disk_full());
+        // EFBIG, EDQUOT and ENOSPC where these numbers are so.
+        let full = [io::ErrorKind::FileTooLarge, io::ErrorKind::QuotaExceeded, io::ErrorKind::StorageFull];
+        assert!(full.into_iter().all(|kind| io(kind.into()).is_disk_full()));
+        let failed = io(io::Error::other("EIO"));
+        assert!(!failed.is_locked() && !failed.is_retryable() && !failed.is_disk_full() && !failed.is_corruption());
+    }
+
+    #[test]
     fn an_error_is_an_outcome_of_compare_and_swap() {
-        let outcome: CompareAndSwapResult = Error::corruption_at(1).into();
-        assert_eq!(outcome, Err(Error::corruption_at(1)));
+        let outcome: CompareAndSwapResult = corruption_at(1).into();
+        assert_eq!(outcome, Err(corruption_at(1)));
     }
 
     #[test]

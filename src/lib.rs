@@ -38,6 +38,7 @@
 
 mod api;
 mod base;
+mod damage;
 #[cfg(feature = "docs")]
 pub mod doc;
 mod error;
@@ -67,6 +68,7 @@ pub use api::tree::Tree;
 #[cfg(feature = "failpoints")]
 #[doc(hidden)]
 pub use base::fail;
+pub use damage::Damage;
 #[doc(hidden)]
 pub use error::DiskPtr;
 pub use error::{CompareAndSwapError, Error, Result};

@@ -98,6 +98,7 @@ pub struct Inner {
     pub segment_size: usize,
     pub path: PathBuf,
     pub create_new: bool,
+    pub read_only: bool,
     pub mode: Mode,
     pub temporary: bool,
     pub use_compression: bool,
@@ -176,6 +177,7 @@ impl Default for Config {
             segment_size: 512 << 10,
             path: PathBuf::from(DEFAULT_PATH),
             create_new: false,
+            read_only: false,
             mode: Mode::LowSpace,
             temporary: false,
             use_compression: false,
@@ -218,7 +220,7 @@ impl Config {
     /// - [`Error::Unsupported`]: a value of this configuration is out of its range, or the directory holds
     ///   something that is no database of this version.
     /// - [`Error::Io`]: of kind `Other` with a text that starts with `could not acquire lock on`, when it is
-    ///   open already; of kind `AlreadyExists`, when [`create_new`](Config::create_new) finds a database; or
+    ///   open already, which [`Error::is_locked`] tells; of kind `AlreadyExists`, when [`create_new`](Config::create_new) finds a database; or
     ///   what the operating system says.
     /// - [`Error::Corruption`]: the file is damaged.
     ///
@@ -265,6 +267,10 @@ impl Config {
         unless(
             size.is_power_of_two() && SEGMENT_SIZES.contains(&size),
             format!("segment_size {size}: must be a power of two from 256 to 16777216 bytes"),
+        )?;
+        unless(
+            !(self.read_only && (self.temporary || self.create_new)),
+            "read_only true: a temporary or new database is written".to_owned(),
         )?;
         unless(
             self.cache_capacity >= MIN_CACHE_CAPACITY,
@@ -396,6 +402,32 @@ impl Config {
     #[must_use]
     pub fn temporary(self, to: bool) -> Self {
         self.change(|inner| inner.temporary = to)
+    }
+
+    /// Whether the database is only looked at: nothing in its directory is written, created or removed, and the
+    /// directory and the file may be read-only themselves. Default: no.
+    ///
+    /// Any number of processes may have it open so at the same time, but none for writing. What was in the redo log is
+    /// there as after any other open; what it changed is kept in memory when the cache is too small for it. Operations
+    /// that change something return [`Error::Unsupported`]; [`flush`](crate::Tree::flush) has nothing to do.
+    ///
+    /// # Examples
+    /// ```
+    /// # fn main() -> sled::Result<()> {
+    /// # let path = std::env::temp_dir().join(format!("sled-doc-read-only-{}", std::process::id()));
+    /// sled::open(&path)?.insert("key", "value")?;
+    ///
+    /// let db = sled::Config::new().path(&path).read_only(true).open()?;
+    /// assert_eq!(db.get("key")?, Some("value".into()));
+    /// assert!(db.insert("key", "other").is_err());
+    /// # drop(db);
+    /// # std::fs::remove_dir_all(&path)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn read_only(self, to: bool) -> Self {
+        self.change(|inner| inner.read_only = to)
     }
 
     /// Whether [`open`](Config::open) fails, with an I/O error of kind `AlreadyExists`, when the

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::log::{Log, LogOptions, MAGIC, initial_contents};
 use crate::pagecache::CacheOptions;
 use crate::storage::Storage;
+use crate::storage::shadow::Shadow;
 use crate::tree::{BwTree, DEFAULT_TREE, Forest, TreeOptions};
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -41,6 +42,9 @@ pub(super) struct Core {
 impl Core {
     /// Makes everything durable; how far that went, as a stable LSN.
     pub(super) fn flush(&self) -> Result<u64> {
+        if self.config.read_only {
+            return Ok(self.forest.log().stability().stable().0);
+        }
         let result = self.forest.flush();
         if let Err(error) = self.forest.log().stability().check() {
             self.config.latch_error(error);
@@ -83,6 +87,10 @@ pub(super) fn open(config: &Config) -> Result<Db> {
     {
         let path = config.get_path();
         refuse_legacy(&path)?;
+        if config.read_only {
+            let disk = crate::storage::disk::DiskStorage::open_read_only(&path)?;
+            return open_on(Arc::new(disk), config, &tuning);
+        }
         let initial = initial_contents(tuning.segment, config.use_compression);
         let disk = crate::storage::disk::DiskStorage::open(&path, config.create_new, &initial)?;
         open_on(Arc::new(disk), config, &tuning)
@@ -122,6 +130,7 @@ fn has_snapshot(path: &std::path::Path) -> bool {
 /// As for [`Config::open`].
 pub(super) fn open_on(storage: Arc<dyn Storage>, config: &Config, tuning: &Tuning) -> Result<Db> {
     let _measured = metrics::measure(Op::Open);
+    let storage: Arc<dyn Storage> = if config.read_only { Arc::new(Shadow::new(storage)?) } else { storage };
     if storage.is_new()? {
         storage.write_at(0, &initial_contents(tuning.segment, config.use_compression))?;
         storage.sync_data()?;
@@ -132,10 +141,12 @@ pub(super) fn open_on(storage: Arc<dyn Storage>, config: &Config, tuning: &Tunin
         LogOptions {
             redo_buffer: tuning.redo_buffer.max(64),
             volatile: config.temporary,
+            read_only: config.read_only,
             compression: config.use_compression.then_some(config.compression_factor),
         },
     )?;
-    if log.superblock().compressed != config.use_compression {
+    let asked = config.use_compression || (config.read_only && cfg!(feature = "compression"));
+    if log.superblock().compressed && !asked || config.use_compression && !log.superblock().compressed {
         return Err(Error::Unsupported(format!(
             "use_compression({}): the database was created with use_compression({})",
             config.use_compression, !config.use_compression
@@ -149,7 +160,8 @@ pub(super) fn open_on(storage: Arc<dyn Storage>, config: &Config, tuning: &Tunin
         leaf: tuning.leaf_bytes.max(128),
         fanout: tuning.fanout.max(3),
         big_value: (tuning.leaf_bytes / 4).clamp(32, 8192),
-        redo_budget: tuning.redo_budget,
+        // Nothing is won by a checkpoint in memory.
+        redo_budget: if config.read_only { u64::MAX / 2 } else { tuning.redo_budget },
         amplification,
         id_interval: config.idgen_persist_interval,
     };
@@ -166,7 +178,8 @@ pub(super) fn open_on(storage: Arc<dyn Storage>, config: &Config, tuning: &Tunin
 
 #[cfg(not(target_family = "wasm"))]
 fn start_threads(core: &Arc<Core>, tuning: &Tuning) -> Result<Option<Mutex<Threads>>> {
-    if !tuning.threads {
+    // Without them foreground calls do what must be done for reading.
+    if !tuning.threads || core.config.read_only {
         return Ok(None);
     }
     // Weak: the log must not keep alive what owns it.
@@ -254,6 +267,20 @@ impl Drop for Engine {
         if let Some(threads) = &self.threads {
             threads.lock().stop(&self.core);
         }
+        if !self.core.config.read_only {
+            self.close();
+        }
+        if self.core.config.print_profile_on_drop
+            && let Some(table) = metrics::report()
+        {
+            print!("{table}");
+        }
+    }
+}
+
+impl Engine {
+    /// Makes everything durable that was written, and the next open fast.
+    fn close(&self) {
         let log = self.core.forest.log();
         let worth_it = log.redo_tail() > CLOSE_TAIL || log.redo_segments() > CLOSE_SEGMENTS;
         let closed = match self.core.flush() {
@@ -263,11 +290,6 @@ impl Drop for Engine {
         let closed = closed.and_then(|()| log.seal_end());
         if let Err(error) = closed {
             log::error!("closing the database failed: {error}");
-        }
-        if self.core.config.print_profile_on_drop
-            && let Some(table) = metrics::report()
-        {
-            print!("{table}");
         }
     }
 }

@@ -47,6 +47,7 @@ pub use segment::{Page, Segments, Usage};
 
 use crate::base::metrics::{self, Op};
 use crate::base::{Lsn, RedoPosition, fail};
+use crate::damage::Damage;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 use format::{COPY_AT, FIRST_LSN, SECTOR, SEGMENTS_AT, SLOTS_AT, SegmentHeader, Superblock};
@@ -65,6 +66,8 @@ pub struct LogOptions {
     pub redo_buffer: usize,
     /// Never sync: the data is not to survive the process.
     pub volatile: bool,
+    /// Records are refused.
+    pub read_only: bool,
     /// zstd level for images; `None` = they are not compressed.
     pub compression: Option<i32>,
 }
@@ -176,10 +179,17 @@ fn read_superblock(storage: &dyn Storage) -> Result<Superblock> {
         (_, Err(error)) if error.to_string().contains("version") => Err(error),
         (Err(error), _) if error.to_string().contains("version") => Err(error),
         _ => {
-            log::error!("a superblock is damaged or missing in the {len} bytes of the file");
-            Err(Error::corruption_at(0))
+            let what = format!("a superblock is damaged or missing in a file of {len} bytes");
+            Err(damage(storage, 0, SEGMENTS_AT, &what))
         }
     }
+}
+
+/// An error that says what is wrong at a place of the file, and how many bytes that concerns, 0 = not known.
+#[cold]
+fn damage(storage: &dyn Storage, offset: u64, len: u64, what: &str) -> Error {
+    let file = storage.path().map(std::path::Path::to_path_buf);
+    Error::damaged(Damage { what: what.to_owned(), file, offset, len, tree: None, keys: None })
 }
 
 impl Log {
@@ -212,6 +222,12 @@ impl Log {
         Ok(log)
     }
 
+    /// An error that says what is wrong at a place of the file, and how many bytes that concerns, 0 = not known.
+    #[cold]
+    pub fn damage(&self, offset: u64, len: u64, what: &str) -> Error {
+        damage(&*self.storage, offset, len, what)
+    }
+
     /// Number of segments that the file has room for.
     fn file_segments(&self) -> Result<u32> {
         let len = self.storage.len()?.saturating_sub(SEGMENTS_AT);
@@ -228,8 +244,8 @@ impl Log {
         if self.segments.adopt_page(number, page, end) {
             return Ok(());
         }
-        log::error!("the directory lists segments {number}..+{}, of {end}", page.units);
-        Err(Error::corruption_at(self.segments.offset(number)))
+        let what = format!("the directory lists segments {number}..+{}, of {end}", page.units);
+        Err(self.damage(self.segments.offset(number), 0, &what))
     }
 
     /// Recovery: makes the run of big values known that a record refers to, and checks that the image is
@@ -395,6 +411,9 @@ impl Log {
     #[inline]
     pub fn reserve(&self, len: usize) -> Result<Reservation<'_>> {
         self.stability.check()?;
+        if self.options.read_only {
+            return Err(Error::Unsupported("the database was opened with read_only(true)".into()));
+        }
         if len > MAX_RECORD {
             return Err(Error::Unsupported(format!("a record of {len} bytes")));
         }

@@ -216,7 +216,7 @@ impl PageStream {
     pub fn read(&self, address: ImageAddr, kind: ImageKind) -> Result<(ImageHeader, Vec<u8>)> {
         let (header, bytes) = self.read_raw(address)?;
         if header.kind != kind {
-            return Err(damaged(address, "image of another kind"));
+            return Err(self.damaged(address, "image of another kind"));
         }
         let payload = self.payload(address, &header, &bytes)?;
         Ok((header, payload))
@@ -232,7 +232,7 @@ impl PageStream {
             return Ok(stored.to_vec());
         }
         super::compression::decompress(stored, header.raw)
-            .ok_or_else(|| damaged(address, "image that cannot be decompressed"))
+            .ok_or_else(|| self.damaged(address, "image that cannot be decompressed"))
     }
 
     /// Reads an image as it is stored, header included.
@@ -241,17 +241,17 @@ impl PageStream {
     /// As for [`Self::read`].
     pub fn read_raw(&self, address: ImageAddr) -> Result<(ImageHeader, Vec<u8>)> {
         let Some(nonce) = self.segments.nonce(address.offset(), address.bytes()) else {
-            return Err(damaged(address, "image address outside the page segments"));
+            return Err(self.damaged(address, "image address outside the page segments"));
         };
-        let len = usize::try_from(address.bytes()).map_err(|_| damaged(address, "image too long"))?;
+        let len = usize::try_from(address.bytes()).map_err(|_| self.damaged(address, "image too long"))?;
         let mut bytes = vec![0; len];
         if let Err(e) = self.storage.read_at(address.offset(), &mut bytes) {
             let past_end = e.kind() == std::io::ErrorKind::UnexpectedEof;
-            return Err(if past_end { damaged(address, "image past the end of the file") } else { e.into() });
+            return Err(if past_end { self.damaged(address, "image past the end of the file") } else { e.into() });
         }
         match ImageHeader::decode(&bytes, nonce, address.offset()) {
             Some((header, payload)) if image_bytes(payload.len()) == len => Ok((header, bytes)),
-            _ => Err(damaged(address, "damaged image")),
+            _ => Err(self.damaged(address, "damaged image")),
         }
     }
 
@@ -300,9 +300,10 @@ impl PageStream {
         }
         Ok(found)
     }
-}
 
-fn damaged(address: ImageAddr, what: &str) -> Error {
-    log::error!("{what} at file offset {}, {} bytes", address.offset(), address.bytes());
-    Error::corruption_at(address.offset())
+    /// An error that says what is wrong with an image.
+    #[cold]
+    pub fn damaged(&self, image: ImageAddr, what: &str) -> Error {
+        super::damage(&*self.storage, image.offset(), image.bytes(), what)
+    }
 }

@@ -84,6 +84,14 @@ impl Scan<'_> {
     }
 }
 
+/// Gives damage without a place that of the block in which it was found.
+fn placed(storage: &dyn Storage, offset: u64, error: Error) -> Error {
+    match error {
+        Error::Corruption { at: None, .. } => super::damage(storage, offset, 0, "malformed redo record"),
+        other => other,
+    }
+}
+
 /// Reads the stream from `position` and calls `each` with position, kind and body of every record.
 ///
 /// # Errors
@@ -99,10 +107,7 @@ pub fn scan(
     let mut records = Records::default();
     let mut chain = Vec::new();
     let mut seen = BTreeSet::from([position.segment]);
-    let damaged = |offset: u64, what: &str| {
-        log::error!("{what} at file offset {offset}");
-        Err(Error::corruption_at(offset))
-    };
+    let damaged = |offset: u64, what: &str| Err(super::damage(storage, offset, 0, what));
     let start = segments.offset(position.segment);
     let Some((mut header, mut bytes)) = scan.load((position.segment, position.nonce))? else {
         return damaged(start, "no redo segment where the checkpoint says one is");
@@ -126,7 +131,7 @@ pub fn scan(
             if block.lsn != lsn || payload.is_empty() {
                 break;
             }
-            cut = records.feed(lsn, payload, each)?;
+            cut = records.feed(lsn, payload, each).map_err(|error| placed(storage, base + at as u64, error))?;
             lsn = cut.unwrap_or(lsn.plus(payload.len() as u64));
             if cut.is_some() {
                 break;
@@ -166,7 +171,7 @@ pub fn scan(
     known = known.max(found);
     if known.is_some_and(|known| known > lsn) {
         let offset = segments.offset(header.number) + at as u64;
-        return damaged(offset, "damaged redo block, known to have been durable,");
+        return damaged(offset, "damaged redo block, known to have been durable");
     }
     for number in adopted {
         if chain.iter().all(|(used, _)| *used != number) {

@@ -326,6 +326,12 @@ impl<P: Page> PageCache<P> {
         images.iter().for_each(|image| self.kill(*image));
     }
 
+    /// An error that says what is wrong with an image.
+    #[cold]
+    pub fn damaged(&self, image: ImageAddr, what: &str) -> Error {
+        self.log.pages().damaged(image, what)
+    }
+
     /// Reads a leaf image.
     ///
     /// # Errors
@@ -333,8 +339,7 @@ impl<P: Page> PageCache<P> {
     pub fn read_leaf(&self, image: ImageAddr) -> Result<Vec<u8>> {
         let (_, bytes) = self.log.pages().read(image, ImageKind::Leaf)?;
         P::validate(&bytes).map_err(|what| {
-            log::error!("{what} at file offset {}", image.offset());
-            Error::corruption_at(image.offset())
+            self.damaged(image, what)
         })?;
         Ok(bytes)
     }
@@ -345,7 +350,7 @@ impl<P: Page> PageCache<P> {
     /// As for [`Self::read_leaf`]; `Corruption` when it is of another range.
     pub fn read_below(&self, frame: FrameRef<'_>) -> Result<Vec<u8>> {
         let bytes = self.read_leaf(frame.disk())?;
-        if P::is_of(frame, &bytes) { Ok(bytes) } else { Err(Error::corruption_at(frame.disk().offset())) }
+        if P::is_of(frame, &bytes) { Ok(bytes) } else { Err(self.damaged(frame.disk(), "a leaf with wrong fences")) }
     }
 
     /// Brings an evicted page, whose image was read, into memory, unless somebody else did.
@@ -455,7 +460,7 @@ impl<P: Page> PageCache<P> {
         let key_len = bytes.get(..4).map(|b| u32::from_le_bytes(b.try_into().expect("four bytes")) as usize);
         match key_len.and_then(|len| len.checked_add(4)).filter(|at| *at <= bytes.len()) {
             Some(at) => Ok((bytes, at)),
-            None => Err(Error::corruption_at(image.offset())),
+            None => Err(self.damaged(image, "a big value without a key")),
         }
     }
 
@@ -474,7 +479,7 @@ impl<P: Page> PageCache<P> {
             return Ok(None);
         }
         let (offset, bytes) = superblock.root;
-        let malformed = || Error::corruption_at(offset);
+        let malformed = || self.log.damage(offset, bytes, "malformed root of the leaf directory");
         let fits = bytes <= crate::log::MAX_IMAGE && offset < 1 << 43;
         if !fits || !offset.is_multiple_of(64) || !bytes.is_multiple_of(64) || bytes == 0 {
             return Err(malformed());
@@ -508,7 +513,7 @@ impl<P: Page> PageCache<P> {
         images.push(image);
         for image in &images {
             if !self.revive_leaf(*image) {
-                return Err(Error::corruption_at(image.offset()));
+                return Err(self.damaged(*image, "a part of the leaf directory outside of the page segments"));
             }
         }
         *self.directory.lock() = images;
@@ -525,16 +530,20 @@ impl<P: Page> PageCache<P> {
         for chunk in &root.chunks {
             let (_, bytes) = self.log.pages().read(*chunk, ImageKind::Chunk)?;
             decoder.feed(&bytes);
-            while let Some(item) = decoder.next()? {
+            let placed = |error| match error {
+                Error::Corruption { at: None, .. } => self.damaged(*chunk, "malformed leaf directory"),
+                other => other,
+            };
+            while let Some(item) = decoder.next().map_err(placed)? {
                 ended = item == Item::End;
-                each(item)?;
+                each(item).map_err(placed)?;
             }
         }
         if ended {
             return Ok(());
         }
-        log::error!("the leaf directory has no end");
-        Err(Error::corruption_at(root.chunks.first().map_or(0, |chunk| chunk.offset())))
+        let last = root.chunks.last().copied().unwrap_or(ImageAddr::NONE);
+        Err(self.damaged(last, "the leaf directory has no end"))
     }
 
     /// Recovery: see [`Log::replay`].

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::Storage;
+use crate::error::LOCKED;
 use fs2::FileExt as _;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -18,6 +19,7 @@ const UNBORN: &str = "db.new";
 #[derive(Debug)]
 pub struct DiskStorage {
     file: File,
+    path: PathBuf,
 }
 
 impl DiskStorage {
@@ -29,7 +31,8 @@ impl DiskStorage {
     /// durable when this returns (S4).
     ///
     /// # Errors
-    /// - kind `Other`, text `could not acquire lock on "...": ...`: somebody has it open
+    /// - kind `Other`, text `could not acquire lock on "...": ...`: somebody has it open, and where the system says who,
+    ///   the text ends with that process
     /// - `AlreadyExists`: `create_new` and the file exists
     /// - `InvalidInput`: the path of the file is there and is no regular file
     /// - whatever the operating system says
@@ -40,16 +43,13 @@ impl DiskStorage {
         // Opening a FIFO would wait for its other end; only a regular file is opened at all.
         match std::fs::metadata(&path) {
             Ok(found) if found.is_file() => return Self::open_existing(&path, create_new),
-            Ok(_) => {
-                let text = format!("{} is not a regular file", path.display());
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-            }
+            Ok(_) => return Err(irregular(&path)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e),
         }
         let unborn = directory.join(UNBORN);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&unborn)?;
-        lock(&file, &path)?;
+        lock(&file, &path, false)?;
         file.set_len(0)?;
         file.write_all_at(initial, 0)?;
         file.sync_all()?;
@@ -71,21 +71,70 @@ impl DiskStorage {
         Self::open_existing(&path, false)
     }
 
+    /// Opens the file `db` below `directory` for reading alone, together with others who only read.
+    ///
+    /// # Errors
+    /// - kind `Other`, as for [`Self::open`]: somebody has it open for writing
+    /// - `NotFound`: there is none
+    /// - `InvalidInput`: it is no regular file
+    /// - whatever the operating system says
+    pub fn open_read_only(directory: &Path) -> io::Result<DiskStorage> {
+        let path = directory.join(FILE);
+        if !std::fs::metadata(&path)?.is_file() {
+            return Err(irregular(&path));
+        }
+        let file = File::open(&path)?;
+        lock(&file, &path, true)?;
+        Ok(DiskStorage { file, path })
+    }
+
     fn open_existing(path: &Path, create_new: bool) -> io::Result<DiskStorage> {
         if create_new {
             let text = format!("{} exists already", path.display());
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
         }
         let file = OpenOptions::new().read(true).write(true).open(path)?;
-        lock(&file, path)?;
-        Ok(DiskStorage { file })
+        lock(&file, path, false)?;
+        Ok(DiskStorage { file, path: path.to_path_buf() })
     }
 }
 
-/// Takes the lock on an open file that is, or is to be, at `path`.
-fn lock(file: &File, path: &Path) -> io::Result<()> {
-    file.try_lock_exclusive()
-        .map_err(|e| io::Error::other(format!("could not acquire lock on {path:?}: {e:?}")))
+fn irregular(path: &Path) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("{} is not a regular file", path.display()))
+}
+
+/// Takes the lock on an open file that is, or is to be, at `path`: alone, or with others who only read.
+fn lock(file: &File, path: &Path, shared: bool) -> io::Result<()> {
+    let taken = if shared { fs2::FileExt::try_lock_shared(file) } else { file.try_lock_exclusive() };
+    taken.map_err(|e| {
+        let mut text = format!("{LOCKED} {path:?}: {e:?}");
+        match file.metadata().ok().and_then(|found| lock_holder(&found)) {
+            Some(pid) if pid == std::process::id() => text += ", it is open in this process",
+            Some(pid) => text = format!("{text}, it is open in process {pid}"),
+            None => {}
+        }
+        io::Error::other(text)
+    })
+}
+
+/// The process that has a file locked, where the system tells.
+#[cfg(target_os = "linux")]
+fn lock_holder(file: &std::fs::Metadata) -> Option<u32> {
+    // Lines of proc(5): "1: FLOCK ADVISORY WRITE <pid> <major>:<minor>:<inode> 0 EOF", the device in hexadecimal.
+    let (device, inode) = (file.dev(), file.ino());
+    let device = format!("{:02x}:{:02x}:{inode}", libc::major(device), libc::minor(device));
+    let table = std::fs::read_to_string("/proc/locks").ok()?;
+    let holder = |line: &str| {
+        let mut fields = line.split_whitespace().skip_while(|field| *field != "FLOCK").skip(3);
+        let pid = fields.next()?.parse().ok()?;
+        (fields.next()? == device && pid > 0).then_some(pid)
+    };
+    table.lines().find_map(holder)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn lock_holder(_file: &std::fs::Metadata) -> Option<u32> {
+    None
 }
 
 /// Whether the file `db` below `directory` starts with these bytes.
@@ -161,6 +210,10 @@ impl Storage for DiskStorage {
         // `st_blocks` counts 512-byte units on every system, whatever its block size.
         Ok(self.file.metadata()?.blocks() * 512)
     }
+
+    fn path(&self) -> Option<&Path> {
+        Some(&self.path)
+    }
 }
 
 #[cfg(test)]
@@ -219,8 +272,27 @@ mod tests {
         let text = error.to_string();
         let expected = format!("could not acquire lock on {:?}: ", scratch.0.join("db"));
         assert!(text.starts_with(&expected) && text.contains("WouldBlock"), "{text}");
+        let knows = Path::new("/proc/locks").exists();
+        assert_eq!(text.ends_with(", it is open in this process"), knows, "{text}");
         drop(first);
         DiskStorage::open(&scratch.0, false, b"new").expect("released");
+    }
+
+    #[test]
+    fn those_who_only_read_share_the_file() {
+        let scratch = Scratch::new("shared");
+        assert_eq!(
+            DiskStorage::open_read_only(&scratch.0).expect_err("nothing there").kind(),
+            io::ErrorKind::NotFound
+        );
+        drop(DiskStorage::open(&scratch.0, false, b"new").expect("opens"));
+        let readers = [(); 2].map(|()| DiskStorage::open_read_only(&scratch.0).expect("shared"));
+        let error = DiskStorage::open(&scratch.0, false, b"new").expect_err("being read");
+        assert!(error.to_string().starts_with(LOCKED), "{error}");
+        readers[0].write_at(0, b"x").expect_err("opened for reading");
+        drop(readers);
+        let _writer = DiskStorage::open(&scratch.0, false, b"new").expect("free again");
+        DiskStorage::open_read_only(&scratch.0).expect_err("being written");
     }
 
     #[test]

@@ -11,10 +11,12 @@
 
 #[cfg(unix)]
 pub mod disk;
+pub mod shadow;
 pub mod sim;
 
 use std::fmt::Debug;
 use std::io;
+use std::path::Path;
 
 /// One growable file of bytes.
 ///
@@ -49,4 +51,9 @@ pub trait Storage: Send + Sync + Debug + 'static {
 
     /// Bytes the file occupies on the medium, holes not counted.
     fn allocated(&self) -> io::Result<u64>;
+
+    /// The name of the file, to name it in errors; `None`: it has none.
+    fn path(&self) -> Option<&Path> {
+        None
+    }
 }

@@ -93,9 +93,9 @@ impl Forest {
         tree.check()?;
         // What is dead may be damaged without harm; what is live and damaged is left where it is.
         let Ok((header, raw, payload)) = self.cache.read_for_move(image) else {
-            return Err(Error::corruption_at(image.offset()));
+            return Err(Error::Corruption { at: None, bt: () });
         };
-        let Ok(leaf) = Leaf::validate(&payload) else { return Err(Error::corruption_at(image.offset())) };
+        let Ok(leaf) = Leaf::validate(&payload) else { return Err(Error::Corruption { at: None, bt: () }) };
         let pid = match self.inner_at(tree, 1, leaf.low(), &guard)? {
             None => tree.root,
             Some((at, _)) => {

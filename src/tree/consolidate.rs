@@ -68,7 +68,8 @@ impl Forest {
         let image;
         let blind = at.frame.overlay() && fold == Fold::Blind && leaf.payload() < self.options.leaf;
         let below = if at.frame.overlay() && !blind {
-            image = self.cache.read_below(at.frame)?;
+            let below = self.cache.read_below(at.frame);
+            image = below.map_err(|error| error.concerns(&tree.name, leaf.low(), leaf.high()))?;
             add(&self.cache.counters.overlay_faults);
             Some(Leaf::new(&image))
         } else {

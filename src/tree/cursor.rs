@@ -116,7 +116,7 @@ impl Forest {
                 if above(&key, end) {
                     return Ok(Next::Done);
                 }
-                out.push_back((IVec::from(&key[..]), self.copy_out(entry.value)?));
+                out.push_back((IVec::from(&key[..]), self.copy_out(tree, &key, entry.value)?));
                 // A big value ends the step, so that no more than one is held.
                 if out.len() >= limit || matches!(entry.value, Value::Big(_)) {
                     return Ok(Next::From(Start::Beyond(key)));
@@ -155,7 +155,9 @@ impl Forest {
             tree.check()?;
             let at =
                 self.whole_leaf(tree, &guard, |guard| self.leaf_before(tree, before.as_deref(), guard))?;
-            at.check_before(before.as_deref())?;
+            if !at.starts_before(before.as_deref()) {
+                return Err(self.misplaced(tree, at));
+            }
             let mut merged = Merged::backward(at.frame, before.as_deref());
             let mut key = Vec::new();
             while let Some(entry) = merged.next_back() {
@@ -168,7 +170,7 @@ impl Forest {
                 if below(&key, start) {
                     return Ok(Next::Done);
                 }
-                out.push_back((IVec::from(&key[..]), self.copy_out(entry.value)?));
+                out.push_back((IVec::from(&key[..]), self.copy_out(tree, &key, entry.value)?));
                 if out.len() >= limit || matches!(entry.value, Value::Big(_)) {
                     return Ok(Next::From(Start::Beyond(key)));
                 }

@@ -27,17 +27,11 @@ impl<'g> At<'g> {
         Leaf::new(self.frame.base())
     }
 
-    /// After a walk to the greatest keys below `before`: that the leaf has some, so that who goes on at its low fence
-    /// gets on.
-    ///
-    /// # Errors
-    /// `Corruption`: the image has other fences than the separators around it.
-    pub fn check_before(self, before: Option<&[u8]>) -> Result<()> {
+    /// After a walk to the greatest keys below `before`: whether the leaf has some, so that who goes on at its low
+    /// fence gets on. Otherwise the image has other fences than the separators around it.
+    pub fn starts_before(self, before: Option<&[u8]>) -> bool {
         let low = self.leaf().low();
-        if before.is_some_and(|before| !low.is_empty() && low >= before) {
-            return Err(Error::corruption_at(self.frame.disk().offset()));
-        }
-        Ok(())
+        before.is_none_or(|before| low.is_empty() || low < before)
     }
 }
 
@@ -144,7 +138,7 @@ impl Forest {
                     astray += 1;
                     if astray > MOST_ASTRAY {
                         // The image of the leaf has other fences than the separators around it.
-                        return Err(Error::corruption_at(frame.disk().offset()));
+                        return Err(self.misplaced(tree, At { pid, frame }));
                     }
                 }
                 continue;
@@ -177,16 +171,47 @@ impl Forest {
         (pid, image): (u32, ImageAddr),
         guard: &Guard,
     ) -> Result<()> {
-        let bytes = self.cache.read_leaf(image)?;
+        let bytes = match self.cache.read_leaf(image) {
+            Ok(bytes) => bytes,
+            Err(error) => return Err(self.concerns_leaf(tree, goal, pid, error, guard)),
+        };
         if !self.fits(tree, goal, pid, Leaf::new(&bytes), guard)? {
             if self.cache.load(pid, guard).0 == Word::disk(image) {
-                log::error!("a leaf with wrong fences at file offset {}", image.offset());
-                return Err(Error::corruption_at(image.offset()));
+                let error = self.cache.damaged(image, "a leaf with wrong fences");
+                return Err(self.concerns_leaf(tree, goal, pid, error, guard));
             }
             return Ok(());
         }
         self.cache.fault_in(pid, tree.id, (image, &bytes), guard);
         Ok(())
+    }
+
+    /// An error about a leaf whose image has other fences than the separators around it.
+    #[cold]
+    pub(super) fn misplaced(&self, tree: &BwTree, at: At<'_>) -> Error {
+        let error = self.cache.damaged(at.frame.disk(), "a leaf with wrong fences");
+        error.concerns(&tree.name, at.leaf().low(), at.leaf().high())
+    }
+
+    /// Says of damage to a leaf, which a walk to `goal` came to, which keys it concerns: those between the separators.
+    #[cold]
+    fn concerns_leaf(&self, tree: &BwTree, goal: Goal<'_>, pid: u32, error: Error, guard: &Guard) -> Error {
+        let key = match goal {
+            Goal::Key(key) | Goal::Before(Some(key)) => key,
+            // No key is greater, but for those that start with as many such bytes.
+            Goal::Before(None) => &[0xFF; 64],
+        };
+        match self.inner_at(tree, 1, key, guard) {
+            Ok(None) => error.concerns(&tree.name, b"", None),
+            Ok(Some((at, _))) => {
+                let node = Inner::new(at.frame.base());
+                let i = (0..node.children()).find(|i| node.child(*i) == pid);
+                // If it is none of them, it was split off one of them.
+                let i = i.unwrap_or_else(|| goal.child(node));
+                error.concerns(&tree.name, &node.separator(i), node.end(i).as_deref())
+            }
+            Err(_) => error,
+        }
     }
 
     /// Whether a leaf has the fences that the lowest inner node says, if it was reached from there, and not from its left

@@ -315,7 +315,7 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
                 return Ok(false);
             }
             let old = match value.filter(|value| *value != Value::Gone) {
-                Some(value) => Some(self.forest.copy_out(value)?),
+                Some(value) => Some(self.forest.copy_out(tree, &intent.key, value)?),
                 None => None,
             };
             if depends {

@@ -1,6 +1,7 @@
 //! Point reads.
 
 use super::consolidate::Fold;
+use super::cursor::successor;
 use super::delta::value_of;
 use super::descent::At;
 use super::leaf::{BigRef, Value, fingerprint};
@@ -45,7 +46,7 @@ impl Forest {
         self.get_with(tree, key, |this, found, _| match found {
             None => Ok(None),
             Some(Value::Inline(bytes)) => Ok(Some(IVec::from(bytes))),
-            Some(other) => this.copy_out(other).map(Some),
+            Some(other) => this.copy_out(tree, key, other).map(Some),
         })
     }
 
@@ -87,11 +88,13 @@ impl Forest {
     ///
     /// # Errors
     /// What reading failed with.
-    pub(super) fn copy_out(&self, value: Value<'_>) -> Result<IVec> {
+    pub(super) fn copy_out(&self, tree: &BwTree, key: &[u8], value: Value<'_>) -> Result<IVec> {
         match value {
             Value::Inline(bytes) => Ok(IVec::from(bytes)),
             Value::Big(bytes) => {
-                let (bytes, at) = self.cache.read_big(BigRef::decode(bytes).image)?;
+                let big = self.cache.read_big(BigRef::decode(bytes).image);
+                let (bytes, at) =
+                    big.map_err(|error| error.concerns(&tree.name, key, Some(&successor(key))))?;
                 Ok(IVec::from(&bytes[at..]))
             }
             Value::Gone => unreachable!("a key without a value was filtered out"),

@@ -171,11 +171,11 @@ impl Forest {
         }
     }
 
-    fn is_as_seen(&self, value: Option<Value<'_>>, seen: &Seen) -> Result<bool> {
+    fn is_as_seen(&self, tree: &BwTree, key: &[u8], value: Option<Value<'_>>, seen: &Seen) -> Result<bool> {
         Ok(match (seen, value) {
             (Seen::Absent, None) | (Seen::Present, Some(_)) => true,
             (Seen::Value(seen), Some(Value::Inline(bytes))) => seen == bytes,
-            (Seen::Value(seen), Some(value)) => *seen == self.copy_out(value)?,
+            (Seen::Value(seen), Some(value)) => *seen == self.copy_out(tree, key, value)?,
             _ => false,
         })
     }
@@ -280,7 +280,7 @@ impl ReadSet {
             None => Seen::Absent,
             Some(_) if !with_value => Seen::Present,
             Some(Value::Inline(bytes)) => Seen::Value(IVec::from(bytes)),
-            Some(value) => Seen::Value(forest.copy_out(value)?),
+            Some(value) => Seen::Value(forest.copy_out(trees[tree].as_ref(), key, value)?),
         };
         let (version, stamp) = (now.version, now.stamp);
         drop(guard);
@@ -336,7 +336,7 @@ impl ReadSet {
         let mut read =
             RangeRead { tree, low: low.clone(), high: high.clone(), backwards, hash: 0, leaves: Vec::new() };
         let each = &mut |key: &[u8], value: Value<'_>| {
-            pairs.push_back((IVec::from(key), forest.copy_out(value)?));
+            pairs.push_back((IVec::from(key), forest.copy_out(trees[tree].as_ref(), key, value)?));
             Ok(pairs.len() < limit)
         };
         let (next, stamp) = read.scan(forest, trees[tree].as_ref(), &self.hashing, Some(each))?;
@@ -412,7 +412,7 @@ impl PointRead {
             if how == Look::Validate {
                 return Ok(Verdict::Unsure);
             }
-            if again.is_strict || !forest.is_as_seen(now.value, &self.seen)? {
+            if again.is_strict || !forest.is_as_seen(tree, key, now.value, &self.seen)? {
                 return Ok(Verdict::Changed);
             }
             self.version = now.version;
@@ -460,7 +460,9 @@ impl RangeRead {
             }
             let find = |guard| forest.leaf_before(tree, before.as_deref(), guard);
             let at = forest.whole_leaf(tree, guard, find)?;
-            at.check_before(before.as_deref())?;
+            if !at.starts_before(before.as_deref()) {
+                return Err(forest.misplaced(tree, at));
+            }
             return Ok(Some((at, before)));
         }
         let first = match from {

@@ -398,7 +398,7 @@ impl<'a> TreeBuilder<'a> {
         }
         let pid = if image.is_some() {
             if !self.forest.cache.revive_leaf(image) {
-                return Err(Error::corruption_at(image.offset()));
+                return Err(self.forest.cache.damaged(image, "a leaf outside of the page segments, or in two places"));
             }
             let pid = self.forest.cache.allocate_empty()?;
             self.forest.cache.table().set(pid, Word::disk(image));

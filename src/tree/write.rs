@@ -181,7 +181,7 @@ impl Forest {
             return Ok(None);
         }
         let (old, old_image) = match found {
-            Found::Value(value) => (Some(self.copy_out(value)?), big_image(value)),
+            Found::Value(value) => (Some(self.copy_out(tree, key, value)?), big_image(value)),
             _ => (None, None),
         };
         let change = match attempt.decided.take() {

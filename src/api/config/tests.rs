@@ -72,10 +72,11 @@ fn the_first_error_stays_until_it_is_cleared() {
     let config = Config::new().path("a");
     let (same, other) = (config.clone().cache_capacity(1000), config.clone().path("b"));
     config.global_error().expect("nothing failed");
-    config.latch_error(Error::corruption_at(1));
-    config.latch_error(Error::corruption_at(2));
-    assert_eq!(config.global_error(), Err(Error::corruption_at(1)));
-    assert_eq!(same.global_error(), Err(Error::corruption_at(1)), "the same directory");
+    let error = |text: &str| Error::Unsupported(text.into());
+    config.latch_error(error("first"));
+    config.latch_error(error("second"));
+    assert_eq!(config.global_error(), Err(error("first")));
+    assert_eq!(same.global_error(), Err(error("first")), "the same directory");
     other.global_error().expect("another directory is another database");
     same.clear_error();
     config.global_error().expect("cleared");
