@@ -73,7 +73,7 @@ impl fmt::Display for Damage {
 }
 
 /// How many different damages are told apart in errors.
-const MOST: usize = 1024;
+const MOST: usize = 1 << 16;
 
 impl Damage {
     /// The damage for as long as the process lives, so that a small `Copy` type can refer to it; `None`: there were

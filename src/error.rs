@@ -297,7 +297,8 @@ impl fmt::Display for Error {
             }
             Error::Io(error) => write!(f, "IO error: {error}"),
             Error::Corruption { at, bt } => {
-                let offset = at.map(|at| if let DiskPtr::Damaged(d) = at { DiskPtr::Inline(d.offset) } else { at });
+                let offset =
+                    at.map(|at| if let DiskPtr::Damaged(d) = at { DiskPtr::Inline(d.offset) } else { at });
                 write!(f, "Read corrupted data at file offset {offset:?} backtrace {bt:?}")?;
                 self.damage().map_or(Ok(()), |damage| write!(f, ": {damage}"))
             }
@@ -449,7 +450,12 @@ mod tests {
         let full = [io::ErrorKind::FileTooLarge, io::ErrorKind::QuotaExceeded, io::ErrorKind::StorageFull];
         assert!(full.into_iter().all(|kind| io(kind.into()).is_disk_full()));
         let failed = io(io::Error::other("EIO"));
-        assert!(!failed.is_locked() && !failed.is_retryable() && !failed.is_disk_full() && !failed.is_corruption());
+        assert!(
+            !failed.is_locked()
+                && !failed.is_retryable()
+                && !failed.is_disk_full()
+                && !failed.is_corruption()
+        );
     }
 
     #[test]

@@ -65,6 +65,7 @@ pub use api::testing;
 pub use api::transaction;
 pub use api::transaction::Transactional;
 pub use api::tree::Tree;
+pub use api::verify::{Progress, Verification};
 #[cfg(feature = "failpoints")]
 #[doc(hidden)]
 pub use base::fail;

@@ -17,3 +17,4 @@ mod transaction_error;
 mod transactional_iter;
 mod transactional_tree;
 pub mod tree;
+pub mod verify;

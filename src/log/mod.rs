@@ -36,6 +36,7 @@ pub mod record;
 pub mod redo_buffer;
 pub mod redo_scan;
 mod redo_writer;
+pub mod scrub;
 pub mod segment;
 pub mod stability;
 
@@ -639,9 +640,7 @@ impl Log {
         let packed = packed.and_then(|level| compression::compress(payload[0], level));
         let image = match &packed {
             None => NewImage { kind, tree, payload, raw: None, holds },
-            Some(packed) => {
-                NewImage { kind, tree, payload: [packed, &[]], raw: Some(len as u32), holds }
-            }
+            Some(packed) => NewImage { kind, tree, payload: [packed, &[]], raw: Some(len as u32), holds },
         };
         Ok(self.pages.append(stream, &[image])?[0])
     }

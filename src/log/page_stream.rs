@@ -247,7 +247,11 @@ impl PageStream {
         let mut bytes = vec![0; len];
         if let Err(e) = self.storage.read_at(address.offset(), &mut bytes) {
             let past_end = e.kind() == std::io::ErrorKind::UnexpectedEof;
-            return Err(if past_end { self.damaged(address, "image past the end of the file") } else { e.into() });
+            return Err(if past_end {
+                self.damaged(address, "image past the end of the file")
+            } else {
+                e.into()
+            });
         }
         match ImageHeader::decode(&bytes, nonce, address.offset()) {
             Some((header, payload)) if image_bytes(payload.len()) == len => Ok((header, bytes)),

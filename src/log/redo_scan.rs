@@ -131,7 +131,8 @@ pub fn scan(
             if block.lsn != lsn || payload.is_empty() {
                 break;
             }
-            cut = records.feed(lsn, payload, each).map_err(|error| placed(storage, base + at as u64, error))?;
+            cut =
+                records.feed(lsn, payload, each).map_err(|error| placed(storage, base + at as u64, error))?;
             lsn = cut.unwrap_or(lsn.plus(payload.len() as u64));
             if cut.is_some() {
                 break;

@@ -313,14 +313,23 @@ impl Segments {
         (0..).zip(&inner.states).filter(dead).map(|(number, _)| number).collect()
     }
 
-    /// All runs that hold images, for the directory; ends the putting off of deaths.
-    pub fn listed(&self) -> Vec<(u32, Page)> {
-        let mut inner = self.inner();
-        let list = |(number, state): (u32, &State)| match state {
+    fn list(inner: &Inner) -> Vec<(u32, Page)> {
+        let run = |(number, state): (u32, &State)| match state {
             State::Page(page) => Some((number, *page)),
             _ => None,
         };
-        let pages = (0..).zip(&inner.states).filter_map(list).collect();
+        (0..).zip(&inner.states).filter_map(run).collect()
+    }
+
+    /// All runs that hold images.
+    pub fn runs(&self) -> Vec<(u32, Page)> {
+        Self::list(&self.inner())
+    }
+
+    /// All runs that hold images, for the directory; ends the putting off of deaths.
+    pub fn listed(&self) -> Vec<(u32, Page)> {
+        let mut inner = self.inner();
+        let pages = Self::list(&inner);
         for (number, bytes) in inner.deferred.take().unwrap_or_default() {
             Self::bury(&mut inner, number, bytes);
         }

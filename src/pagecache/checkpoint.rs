@@ -84,7 +84,13 @@ impl<P: Page> PageCache<P> {
             let len = builder.encoder.out.len().min(builder.chunk);
             let chunk = &builder.encoder.out[..len];
             fail::check("snap write len")?;
-            let image = self.log().append(Stream::Leaves, ImageKind::Chunk, 0, [chunk, &[]], self.holds(builder.redo.lsn))?;
+            let image = self.log().append(
+                Stream::Leaves,
+                ImageKind::Chunk,
+                0,
+                [chunk, &[]],
+                self.holds(builder.redo.lsn),
+            )?;
             builder.chunks.push(image);
             builder.encoder.out.drain(..len);
         }

@@ -30,9 +30,10 @@ mod models;
 pub mod status;
 
 pub use crate::log::record::{EachRecord, FRAME, frame as frame_record};
+pub use crate::log::scrub::Findings;
 pub use crate::log::{ImageAddr, ImageKind, Log, Page as Run, SegmentKind, Usage};
 pub use checkpoint::CheckpointBuilder;
-pub use directory::{Item, Root};
+pub use directory::{Decoder, Item, Root};
 pub use frame::{
     DeltaKind, DeltaRef, FrameKind, FrameRef, Looker, NewDelta, NewFrame, Published, RunRef, SLOTS, Slot,
 };
@@ -338,9 +339,7 @@ impl<P: Page> PageCache<P> {
     /// `Corruption` with its place; what reading failed with.
     pub fn read_leaf(&self, image: ImageAddr) -> Result<Vec<u8>> {
         let (_, bytes) = self.log.pages().read(image, ImageKind::Leaf)?;
-        P::validate(&bytes).map_err(|what| {
-            self.damaged(image, what)
-        })?;
+        P::validate(&bytes).map_err(|what| self.damaged(image, what))?;
         Ok(bytes)
     }
 
@@ -350,7 +349,11 @@ impl<P: Page> PageCache<P> {
     /// As for [`Self::read_leaf`]; `Corruption` when it is of another range.
     pub fn read_below(&self, frame: FrameRef<'_>) -> Result<Vec<u8>> {
         let bytes = self.read_leaf(frame.disk())?;
-        if P::is_of(frame, &bytes) { Ok(bytes) } else { Err(self.damaged(frame.disk(), "a leaf with wrong fences")) }
+        if P::is_of(frame, &bytes) {
+            Ok(bytes)
+        } else {
+            Err(self.damaged(frame.disk(), "a leaf with wrong fences"))
+        }
     }
 
     /// Brings an evicted page, whose image was read, into memory, unless somebody else did.
@@ -520,6 +523,29 @@ impl<P: Page> PageCache<P> {
         Ok(Some(root))
     }
 
+    /// The root of the newest durable directory, if a checkpoint was ever made.
+    ///
+    /// # Errors
+    /// As for [`Self::read_leaf`].
+    pub fn read_root(&self) -> Result<Option<Root>> {
+        let (offset, bytes) = self.log.superblock().root;
+        if bytes == 0 {
+            return Ok(None);
+        }
+        let image = ImageAddr::new(offset, bytes);
+        let (_, payload) = self.log.pages().read(image, ImageKind::Root)?;
+        let root = Root::decode(&payload);
+        root.map(Some).ok_or_else(|| self.damaged(image, "malformed root of the leaf directory"))
+    }
+
+    /// A part of the directory.
+    ///
+    /// # Errors
+    /// As for [`Self::read_leaf`].
+    pub fn read_chunk(&self, image: ImageAddr) -> Result<Vec<u8>> {
+        Ok(self.log.pages().read(image, ImageKind::Chunk)?.1)
+    }
+
     /// Recovery: calls `each` with every item of the directory.
     ///
     /// # Errors
@@ -528,15 +554,11 @@ impl<P: Page> PageCache<P> {
         let mut decoder = directory::Decoder::default();
         let mut ended = false;
         for chunk in &root.chunks {
-            let (_, bytes) = self.log.pages().read(*chunk, ImageKind::Chunk)?;
-            decoder.feed(&bytes);
-            let placed = |error| match error {
-                Error::Corruption { at: None, .. } => self.damaged(*chunk, "malformed leaf directory"),
-                other => other,
-            };
-            while let Some(item) = decoder.next().map_err(placed)? {
+            decoder.feed(&self.read_chunk(*chunk)?);
+            let place = |error| self.log.placed(*chunk, error);
+            while let Some(item) = decoder.next().map_err(place)? {
                 ended = item == Item::End;
-                each(item).map_err(placed)?;
+                each(item).map_err(place)?;
             }
         }
         if ended {

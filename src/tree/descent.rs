@@ -35,14 +35,19 @@ impl<'g> At<'g> {
     }
 }
 
-/// Whether a leaf starts where child `i` of a node does, and does not end behind it.
-fn is_between(leaf: Leaf<'_>, node: Inner<'_>, i: usize) -> bool {
-    let within = match (leaf.high(), node.end(i)) {
+/// Whether a leaf starts at `low`, and does not end behind `end`.
+pub(super) fn is_between(leaf: Leaf<'_>, low: &[u8], end: Option<&[u8]>) -> bool {
+    let within = match (leaf.high(), end) {
         (_, None) => true,
         (None, Some(_)) => false,
-        (Some(high), Some(end)) => high <= &end[..],
+        (Some(high), Some(end)) => high <= end,
     };
-    within && leaf.low() == node.separator(i)
+    within && leaf.low() == low
+}
+
+/// Whether a leaf starts where child `i` of a node does, and does not end behind it.
+fn is_child(leaf: Leaf<'_>, node: Inner<'_>, i: usize) -> bool {
+    is_between(leaf, &node.separator(i), node.end(i).as_deref())
 }
 
 /// What the walk is to end at.
@@ -244,7 +249,7 @@ impl Forest {
                 at = node.child(i);
                 continue;
             }
-            return Ok(node.child(i) != pid || is_between(leaf, node, i));
+            return Ok(node.child(i) != pid || is_child(leaf, node, i));
         }
     }
 
@@ -266,7 +271,7 @@ impl Forest {
         };
         let node = Inner::new(at.frame.base());
         let i = node.find(low);
-        Ok(node.child(i) == pid && is_between(leaf, node, i))
+        Ok(node.child(i) == pid && is_child(leaf, node, i))
     }
 
     /// The page right of a leaf that was split, after its separator was posted.

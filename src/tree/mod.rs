@@ -47,6 +47,7 @@ mod priority;
 mod read;
 mod read_set;
 mod redo;
+mod scrub;
 mod split;
 mod transaction;
 mod verify;
@@ -54,6 +55,7 @@ mod walk;
 pub mod watch;
 mod write;
 
+pub use crate::pagecache::Findings;
 pub use catalog::{BwTree, Catalog, DEFAULT_TREE};
 pub use cursor::{Next, Pairs, Start};
 pub use read_set::is_void;

@@ -98,6 +98,14 @@ pub fn transaction_len(changes: impl Iterator<Item = (usize, usize)>) -> usize {
     changes.fold(FRAME, |len, (key, rest)| len.saturating_add(CHANGE + key).saturating_add(rest))
 }
 
+/// Whether an encoder could have written a record of this kind with this body.
+pub fn is_well_formed(kind: u8, body: &[u8]) -> bool {
+    match kind {
+        kind::TRANSACTION => decode_transaction(body).is_some(),
+        _ => Record::decode(kind, body).is_some(),
+    }
+}
+
 /// Writes the record of a transaction: the frame into `out`, then each change with what this returns.
 pub fn encode_transaction(out: &mut [u8]) -> TransactionEncoder<'_> {
     crate::pagecache::frame_record(out, kind::TRANSACTION);

@@ -63,7 +63,7 @@ impl Forest {
     }
 
     /// Number of keys of a leaf, after checking that the deltas belong to it.
-    fn check_deltas(&self, tree: &BwTree, at: At<'_>) -> Result<usize> {
+    pub(super) fn check_deltas(&self, tree: &BwTree, at: At<'_>) -> Result<usize> {
         let (used, _) = at.frame.used();
         let covers = |key| at.leaf().covers(key);
         for i in 0..used {
@@ -90,7 +90,7 @@ impl Forest {
     }
 
     /// Checks that inner nodes have the ranges that their parents say.
-    fn check_node(&self, tree: &BwTree, pid: u32, low: &[u8], high: Option<&[u8]>) -> Result<()> {
+    pub(super) fn check_node(&self, tree: &BwTree, pid: u32, low: &[u8], high: Option<&[u8]>) -> Result<()> {
         let guard = crossbeam_epoch::pin();
         let PageState::Resident(frame) = self.cache.load(pid, &guard).1 else { return Ok(()) };
         if frame.kind() != FrameKind::Inner {

@@ -398,7 +398,10 @@ impl<'a> TreeBuilder<'a> {
         }
         let pid = if image.is_some() {
             if !self.forest.cache.revive_leaf(image) {
-                return Err(self.forest.cache.damaged(image, "a leaf outside of the page segments, or in two places"));
+                return Err(self
+                    .forest
+                    .cache
+                    .damaged(image, "a leaf outside of the page segments, or in two places"));
             }
             let pid = self.forest.cache.allocate_empty()?;
             self.forest.cache.table().set(pid, Word::disk(image));

@@ -1,0 +1,230 @@
+//! Reads what a crash would be recovered from, and reports what is damaged: superblocks, headers of runs, redo blocks.
+//!
+//! Images are read by the layers above, which know whose they are.
+
+use super::format::{
+    BlockHeader, COPY_AT, HEADER, SECTOR, SEGMENTS_AT, SLOTS_AT, SegmentHeader, SegmentKind, Superblock,
+    block_bytes,
+};
+use super::record::{EachRecord, Records};
+use super::{ImageAddr, Log};
+use crate::damage::Damage;
+use crate::error::{Error, Result};
+
+/// Asked now and then, with how many bytes were read and what was found; `false` ends the check.
+pub type GoOn<'a> = &'a mut dyn FnMut(u64, &[Damage]) -> bool;
+
+/// How much was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Bytes.
+    pub bytes: u64,
+    /// Trees.
+    pub trees: u64,
+    /// Leaves of trees.
+    pub leaves: u64,
+    /// Records in leaves.
+    pub records: u64,
+    /// Big values.
+    pub big_values: u64,
+}
+
+/// What a check has read and found so far.
+pub struct Findings<'a> {
+    /// How much was read.
+    pub counts: Counts,
+    /// What is damaged.
+    pub damages: Vec<Damage>,
+    /// Whether it was ended before the end.
+    pub cancelled: bool,
+    go_on: GoOn<'a>,
+}
+
+impl std::fmt::Debug for Findings<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Findings({:?}, {} damages)", self.counts, self.damages.len())
+    }
+}
+
+impl<'a> Findings<'a> {
+    /// Nothing yet.
+    pub fn new(go_on: GoOn<'a>) -> Findings<'a> {
+        Findings { counts: Counts::default(), damages: Vec::new(), cancelled: false, go_on }
+    }
+
+    /// Notes that so many bytes were read, and asks whether to go on.
+    ///
+    /// # Errors
+    /// When not; then `cancelled` is set.
+    pub fn read(&mut self, bytes: u64) -> Result<()> {
+        self.counts.bytes += bytes;
+        if !self.cancelled && (self.go_on)(self.counts.bytes, &self.damages) {
+            return Ok(());
+        }
+        self.cancelled = true;
+        Err(Error::Unsupported("the check was cancelled".into()))
+    }
+
+    /// Notes damage, or a place that cannot be read.
+    ///
+    /// # Errors
+    /// Any other error.
+    pub fn note(&mut self, error: Error) -> Result<()> {
+        let Error::Corruption { at, .. } = &error else { return Err(error) };
+        let damage = error.damage().cloned().unwrap_or_else(|| Damage {
+            what: "damaged".into(),
+            file: None,
+            offset: at.map_or(0, |at| at.lid()),
+            len: 0,
+            tree: None,
+            keys: None,
+        });
+        if !self.damages.contains(&damage) {
+            self.damages.push(damage);
+        }
+        Ok(())
+    }
+}
+
+impl Log {
+    /// Gives damage that knows no place that of an image.
+    pub fn placed(&self, image: ImageAddr, error: Error) -> Error {
+        match error {
+            Error::Corruption { at: None, .. } => {
+                self.damage(image.offset(), image.bytes(), "malformed leaf directory")
+            }
+            other => other,
+        }
+    }
+
+    /// Damage, or that a place cannot be read, as an error about that place.
+    pub fn unreadable(&self, offset: u64, len: u64, error: Error) -> Error {
+        match error {
+            Error::Io(error) => self.damage(offset, len, &format!("cannot be read ({error})")),
+            Error::Corruption { .. } if error.damage().is_none() => self.damage(offset, len, "damaged"),
+            other => other,
+        }
+    }
+
+    /// As many of the bytes at a place as the file has.
+    fn read_at_most(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let read = || {
+            let there = self.storage.len()?.saturating_sub(offset).min(len as u64);
+            let mut bytes = vec![0; there as usize];
+            self.storage.read_at(offset, &mut bytes)?;
+            Ok(bytes)
+        };
+        read().map_err(|error: std::io::Error| self.unreadable(offset, len as u64, error.into()))
+    }
+
+    /// Checks both copies in both superblock slots.
+    ///
+    /// # Errors
+    /// Only when the check was cancelled.
+    pub fn scrub_superblocks(&self, found: &mut Findings<'_>) -> Result<()> {
+        // Not written meanwhile.
+        let current = self.superblock.lock();
+        for at in SLOTS_AT {
+            for offset in [at, at + COPY_AT] {
+                match self.read_at_most(offset, SECTOR) {
+                    Ok(bytes) => {
+                        let sector = bytes.as_slice().try_into().ok();
+                        let copy = sector.and_then(|sector| Superblock::decode(sector).ok()).flatten();
+                        // The two slots have generations that follow each other.
+                        let whole = copy.is_some_and(|copy| {
+                            copy == *current || copy.generation + 1 == current.generation && copy.slot() == at
+                        });
+                        if !whole {
+                            found.note(self.damage(offset, SECTOR as u64, "damaged copy of a superblock"))?;
+                        }
+                    }
+                    Err(error) => found.note(error)?,
+                }
+            }
+        }
+        drop(current);
+        found.read(SEGMENTS_AT)
+    }
+
+    /// Checks the headers of all runs with live images. No checkpoint is made meanwhile.
+    ///
+    /// # Errors
+    /// Only when the check was cancelled.
+    pub fn scrub_headers(&self, found: &mut Findings<'_>) -> Result<()> {
+        for (number, run) in self.segments.runs() {
+            if run.live == 0 {
+                continue;
+            }
+            let offset = self.segments.offset(number);
+            if run.live > run.used {
+                let what = format!("{} live bytes in a run of {}", run.live, run.used);
+                found.note(self.damage(offset, run.used, &what))?;
+            }
+            match self.read_at_most(offset, HEADER) {
+                Ok(bytes) => {
+                    let whole = SegmentHeader::decode(&bytes, number)
+                        .is_some_and(|header| header.kind == run.kind && header.nonce == run.nonce);
+                    if !whole {
+                        found.note(self.damage(offset, HEADER as u64, "damaged header of a segment"))?;
+                    }
+                }
+                Err(error) => found.note(error)?,
+            }
+            found.read(HEADER as u64)?;
+        }
+        Ok(())
+    }
+
+    /// Checks the redo stream from where replay would start up to what is durable, and calls `each` with its records.
+    /// No checkpoint is made meanwhile.
+    ///
+    /// # Errors
+    /// When the check was cancelled, or what `each` returns and is no damage.
+    pub fn scrub_redo(&self, found: &mut Findings<'_>, each: EachRecord<'_>) -> Result<()> {
+        let (position, goal) = (self.superblock().redo, self.stability.stable());
+        let mut records = Records::default();
+        let (mut segment, mut at, mut lsn) =
+            ((position.segment, position.nonce), position.offset as usize, position.lsn);
+        // Where the stream is known to go on, in case it does not.
+        let mut place = (self.segments.offset(segment.0), HEADER);
+        while lsn < goal {
+            let base = self.segments.offset(segment.0);
+            let bytes = match self.read_at_most(base, self.segments.size()) {
+                Ok(bytes) => bytes,
+                Err(error) => return found.note(error),
+            };
+            let header = SegmentHeader::decode(&bytes, segment.0)
+                .filter(|header| header.kind == SegmentKind::Redo && header.nonce == segment.1);
+            let Some(header) = header.filter(|header| at > SECTOR || header.first == lsn.0) else { break };
+            if header.fresh && at == SECTOR {
+                records.restart();
+            }
+            while let Some((block, payload)) = bytes
+                .get(at..)
+                .and_then(|b| BlockHeader::decode(b, header.nonce, base + at as u64))
+                .filter(|(block, payload)| block.lsn == lsn && !payload.is_empty())
+            {
+                let len = block_bytes(payload.len());
+                if let Err(error) = records.feed(lsn, payload, each) {
+                    found.note(self.unreadable(base + at as u64, len as u64, error))?;
+                    records.restart();
+                }
+                lsn = block.lsn.plus(payload.len() as u64);
+                at += len;
+            }
+            found.read(bytes.len() as u64)?;
+            let is_block = bytes.get(at..at + 4) == Some(b"REDO");
+            let next = self.segments.offset(header.next.0);
+            place = if is_block { (base + at as u64, SECTOR) } else { (next, HEADER) };
+            (segment, at) = (header.next, SECTOR);
+        }
+        if lsn < goal {
+            let what = format!(
+                "damaged redo block, behind which {} bytes of the log cannot be found",
+                goal.0 - lsn.0
+            );
+            found.note(self.damage(place.0, place.1 as u64, &what))?;
+        }
+        Ok(())
+    }
+}
