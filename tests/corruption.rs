@@ -542,8 +542,9 @@ fn an_empty_file_is_refused() {
     }
 }
 
-/// Offset of the format version in a superblock, and the slots.
+/// Offsets of the format version and of the checksum in a superblock, and the slots.
 const VERSION_AT: usize = 8;
+const SUM_AT: usize = 508;
 const SLOTS: [usize; 2] = [0, 4096];
 /// Offset of the second copy in a slot.
 const COPY: usize = 2048;
@@ -559,8 +560,10 @@ fn a_newer_version_is_refused_and_not_touched() {
     }
     for slots in [&SLOTS[..1], &SLOTS[1..], &SLOTS[..]] {
         let mut bytes = base.bytes.clone();
-        for at in slots.iter().flat_map(|slot| [slot + VERSION_AT, slot + COPY + VERSION_AT]) {
-            bytes[at..at + 4].copy_from_slice(&99_u32.to_le_bytes());
+        for at in slots.iter().flat_map(|slot| [*slot, slot + COPY]) {
+            bytes[at + VERSION_AT..][..4].copy_from_slice(&99_u32.to_le_bytes());
+            let sum = crc32(&bytes[at..at + SUM_AT]);
+            bytes[at + SUM_AT..][..4].copy_from_slice(&sum.to_le_bytes());
         }
         let medium = SimStorage::holding(bytes.clone());
         match open_tiny(&medium, BUFFER) {
@@ -584,7 +587,7 @@ fn structures(bytes: &[u8]) -> Vec<(usize, usize, std::ops::Range<usize>)> {
             u32::from_le_bytes(bytes[at + field..at + field + 4].try_into().expect("four bytes")) as usize
         };
         let (sum, covered) = match &bytes[at..at + 4] {
-            b"sled" if bytes[at..].starts_with(MAGIC) => (12, 16..512),
+            b"sled" if bytes[at..].starts_with(MAGIC) => (SUM_AT, 0..SUM_AT),
             b"SEG1" => (4, 8..64),
             b"REDO" => (4, 8..64_usize.saturating_add(length(40))),
             b"IMG1" => (4, 8..64_usize.saturating_add(length(32))),

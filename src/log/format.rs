@@ -19,10 +19,10 @@
 //! |---|---|---|
 //! | 0 | 8 | magic `sledbwt\n` |
 //! | 8 | 4 | format version |
-//! | 12 | 4 | CRC-32 of bytes 16..512 |
+//! | 12 | 4 | flags: bit 0 = images may be compressed |
 //! | 16 | 8 | generation, one more at each checkpoint |
 //! | 24 | 4 | bytes of a segment |
-//! | 28 | 4 | flags: bit 0 = images may be compressed |
+//! | 28 | 4 | zero |
 //! | 32 | 8 | file offset of the directory's root image, 0 = no directory |
 //! | 40 | 8 | stored bytes of the directory's root image, header included |
 //! | 48 | 8 | nonce of the segment of the directory's root image |
@@ -32,7 +32,8 @@
 //! | 72 | 8 | nonce of that segment |
 //! | 80 | 8 | stable LSN when this was written: an earlier end of the stream is damage |
 //! | 88 | 8 | identifiers below this may have been handed out |
-//! | 96 | 416 | zero |
+//! | 96 | 412 | zero |
+//! | 508 | 4 | CRC-32 of bytes 0..508 |
 //!
 //! Segment header (64 bytes at the start of a segment, a redo segment's alone in its first 512):
 //!
@@ -101,6 +102,8 @@ pub const SLOTS_AT: [u64; 2] = [0, 4096];
 pub const COPY_AT: u64 = 2048;
 /// Bytes of segment, block and image headers.
 pub const HEADER: usize = 64;
+/// Offset of the checksum in a superblock.
+const SUM_AT: usize = SECTOR - 4;
 /// First position in a new redo stream; 0 stands for "none".
 pub const FIRST_LSN: Lsn = Lsn(64);
 
@@ -127,6 +130,11 @@ fn put32(bytes: &mut [u8], at: usize, value: u32) {
 
 fn put64(bytes: &mut [u8], at: usize, value: u64) {
     bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+}
+
+/// Whether fields that have no meaning yet are as they must be.
+fn are_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
 }
 
 /// What a superblock says.
@@ -156,9 +164,9 @@ impl Superblock {
         let mut b = [0; SECTOR];
         b[..8].copy_from_slice(MAGIC);
         put32(&mut b, 8, VERSION);
+        put32(&mut b, 12, u32::from(self.compressed));
         put64(&mut b, 16, self.generation);
         put32(&mut b, 24, self.segment);
-        put32(&mut b, 28, u32::from(self.compressed));
         put64(&mut b, 32, self.root.0);
         put64(&mut b, 40, self.root.1);
         put64(&mut b, 48, self.root_nonce);
@@ -168,8 +176,8 @@ impl Superblock {
         put64(&mut b, 72, self.redo.nonce);
         put64(&mut b, 80, self.stable.0);
         put64(&mut b, 88, self.id_floor);
-        let crc = crc32fast::hash(&b[16..]);
-        put32(&mut b, 12, crc);
+        let crc = crc32fast::hash(&b[..SUM_AT]);
+        put32(&mut b, SUM_AT, crc);
         b
     }
 
@@ -184,14 +192,13 @@ impl Superblock {
     /// `Unsupported`: another version, or no file of ours.
     pub fn decode(b: &[u8; SECTOR]) -> Result<Option<Superblock>> {
         if &b[..8] != MAGIC {
-            let blank = b.iter().all(|byte| *byte == 0);
-            return if blank {
+            return if are_zero(b) {
                 Ok(None)
             } else {
                 Err(Error::Unsupported("not a database of this kind".into()))
             };
         }
-        if crc32fast::hash(&b[16..]) != get32(b, 12) {
+        if crc32fast::hash(&b[..SUM_AT]) != get32(b, SUM_AT) {
             return Ok(None);
         }
         if get32(b, 8) != VERSION {
@@ -200,9 +207,14 @@ impl Superblock {
                 get32(b, 8)
             )));
         }
-        let segment = get32(b, 24);
-        if !SEGMENT_SIZES.contains(&segment) || !segment.is_multiple_of(4096) || get32(b, 28) > 1 {
-            return Err(Error::Unsupported(format!("segments of {segment} bytes, flags {}", get32(b, 28))));
+        let (flags, segment) = (get32(b, 12), get32(b, 24));
+        if flags > 1 || !are_zero(&b[28..32]) || !are_zero(&b[96..SUM_AT]) {
+            return Err(Error::Unsupported(format!(
+                "flags {flags:#x} or fields that version {VERSION} does not have"
+            )));
+        }
+        if !SEGMENT_SIZES.contains(&segment) || !segment.is_multiple_of(4096) {
+            return Err(Error::Unsupported(format!("segments of {segment} bytes")));
         }
         let redo = RedoPosition {
             lsn: Lsn(get64(b, 56)),
@@ -213,7 +225,7 @@ impl Superblock {
         Ok(Some(Superblock {
             generation: get64(b, 16),
             segment,
-            compressed: get32(b, 28) & 1 == 1,
+            compressed: flags & 1 == 1,
             root: (get64(b, 32), get64(b, 40)),
             root_nonce: get64(b, 48),
             redo,
@@ -274,6 +286,9 @@ impl SegmentHeader {
         if b.len() < HEADER || get32(b, 0) != SEGMENT_MAGIC || crc32fast::hash(&b[8..HEADER]) != get32(b, 4) {
             return None;
         }
+        if b[9] > 1 || ![10..12, 36..40, 48..HEADER].into_iter().all(|zero| are_zero(&b[zero])) {
+            return None;
+        }
         let kind = match b[8] {
             1 => SegmentKind::Redo,
             2 => SegmentKind::Leaves,
@@ -328,7 +343,7 @@ impl BlockHeader {
 
     /// The whole block at the start of `b`, if one of this segment and place is there.
     pub fn decode(b: &[u8], nonce: u64, offset: u64) -> Option<(BlockHeader, &[u8])> {
-        if b.len() < HEADER || get32(b, 0) != BLOCK_MAGIC {
+        if b.len() < HEADER || get32(b, 0) != BLOCK_MAGIC || !are_zero(&b[44..HEADER]) {
             return None;
         }
         let header = BlockHeader {
@@ -416,7 +431,11 @@ impl ImageHeader {
 
     /// The header at the start of `b` if its fields can be those of an image; the checksum is not looked at.
     pub fn peek(b: &[u8]) -> Option<ImageHeader> {
-        if b.len() < HEADER || get32(b, 0) != IMAGE_MAGIC || b[9] > 1 {
+        if b.len() < HEADER || get32(b, 0) != IMAGE_MAGIC {
+            return None;
+        }
+        let (stored, raw) = (get32(b, 32), get32(b, 36));
+        if b[9] > 1 || (b[9] == 0 && stored != raw) || !are_zero(&b[10..12]) || !are_zero(&b[56..HEADER]) {
             return None;
         }
         let kind = match b[8] {
@@ -432,8 +451,8 @@ impl ImageHeader {
             tree: get32(b, 12),
             offset: get64(b, 16),
             nonce: get64(b, 24),
-            stored: get32(b, 32),
-            raw: get32(b, 36),
+            stored,
+            raw,
             holds: Holds { all_before: Lsn(get64(b, 40)), none_from: Lsn(get64(b, 48)) },
         })
     }
@@ -470,28 +489,68 @@ mod tests {
     fn superblock_has_the_documented_bytes() {
         let b = sample().encode();
         assert_eq!(&b[..12], b"sledbwt\n\x01\0\0\0");
-        assert_eq!(&b[16..32], &[7, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(&b[12..32], &[1, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0]);
         assert_eq!(&b[32..48], &[0x40, 0x20, 0, 0, 0, 0, 0, 0, 128, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(&b[48..56], &[0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]);
         assert_eq!(&b[56..72], &[99, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 2, 0, 0]);
         assert_eq!(&b[72..96], &[5, 0, 0, 0, 0, 0, 0, 0, 0xE8, 3, 0, 0, 0, 0, 0, 0, 42, 0, 0, 0, 0, 0, 0, 0]);
-        assert!(b[96..].iter().all(|byte| *byte == 0));
+        assert!(b[96..508].iter().all(|byte| *byte == 0));
+        assert_eq!(b[508..], crc32fast::hash(&b[..508]).to_le_bytes());
         assert_eq!(Superblock::decode(&b).expect("ours"), Some(sample()));
     }
 
     #[test]
     fn superblock_damage_and_strangers_are_told_apart() {
         let good = sample().encode();
-        for at in (12..SECTOR).step_by(if cfg!(miri) { 499 } else { 1 }) {
+        for at in (8..SECTOR).step_by(if cfg!(miri) { 499 } else { 1 }) {
             let mut bad = good;
             bad[at] ^= 4;
             assert_eq!(Superblock::decode(&bad).expect("ours, damaged"), None, "byte {at}");
         }
         assert_eq!(Superblock::decode(&[0; SECTOR]).expect("blank"), None);
         assert!(matches!(Superblock::decode(&[b'S'; SECTOR]), Err(Error::Unsupported(_))));
-        let mut newer = good;
-        newer[8] = 2;
-        assert!(matches!(Superblock::decode(&newer), Err(Error::Unsupported(_))));
+        for at in [0, 8, 12, 28, 31, 96, 507] {
+            let mut newer = good;
+            newer[at] ^= 0x42;
+            let crc = crc32fast::hash(&newer[..508]);
+            put32(&mut newer, 508, crc);
+            let found = Superblock::decode(&newer);
+            assert!(matches!(found, Err(Error::Unsupported(_))), "byte {at}: {found:?}");
+        }
+    }
+
+    /// So that a later version can give them a meaning without being misread.
+    #[test]
+    fn reserved_bytes_are_zero_or_refused() {
+        fn refused(
+            good: &[u8],
+            sum: std::ops::Range<usize>,
+            reserved: &[usize],
+            is_whole: fn(&[u8]) -> bool,
+        ) {
+            assert!(is_whole(good));
+            for at in reserved {
+                let mut bad = good.to_vec();
+                bad[*at] = 0x42;
+                let crc = crc32fast::hash(&bad[sum.clone()]);
+                put32(&mut bad, 4, crc);
+                assert!(!is_whole(&bad), "byte {at}");
+            }
+        }
+        let (kind, next) = (SegmentKind::Leaves, (0, 0));
+        let segment = SegmentHeader { kind, fresh: false, number: 6, nonce: 9, first: 1, next };
+        let reserved = [9, 10, 11, 36, 39, 48, 63];
+        refused(&segment.encode(), 8..64, &reserved, |b| SegmentHeader::decode(b, 6).is_some());
+        let mut b = [0; HEADER + 2];
+        BlockHeader { lsn: Lsn(64), stable: Lsn(3), nonce: 5, offset: 8704, len: 2 }.seal(&mut b);
+        refused(&b, 8..66, &[44, 63], |b| BlockHeader::decode(b, 5, 8704).is_some());
+        let kind = ImageKind::Leaf;
+        let mut b = [0; HEADER + 2];
+        let image =
+            ImageHeader { kind, compressed: false, tree: 4, offset: 8256, nonce: 5, stored: 2, raw: 2, holds: Holds::default() };
+        image.seal(&mut b);
+        let reserved = [9, 10, 11, 36, 56, 63];
+        refused(&b, 8..66, &reserved[..], |b| ImageHeader::decode(b, 5, 8256).is_some());
     }
 
     #[test]
