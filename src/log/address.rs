@@ -14,6 +14,9 @@ const OFFSET_BITS: u32 = 38;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ImageAddr(pub u64);
 
+/// Where the last image that has an address starts at the latest, bytes: a file has at most 16 TiB.
+pub const MAX_OFFSET: u64 = ((1 << OFFSET_BITS) - 1) * GRAIN as u64;
+
 /// Longest image that has an address, bytes.
 pub const MAX_IMAGE: u64 = ((1 << LEN_BITS) - 1) * GRAIN as u64;
 
@@ -54,7 +57,7 @@ mod tests {
 
     #[test]
     fn both_parts_come_back() {
-        for (offset, bytes) in [(8192, 64), (1 << 43, MAX_IMAGE), (8256, 4096)] {
+        for (offset, bytes) in [(8192, 64), (1 << 43, MAX_IMAGE), (8256, 4096), (MAX_OFFSET, 64)] {
             let address = ImageAddr::new(offset, bytes);
             assert_eq!((address.offset(), address.bytes()), (offset, bytes));
             assert_eq!(address.0 >> 62, 0);

@@ -40,7 +40,7 @@ pub mod scrub;
 pub mod segment;
 pub mod stability;
 
-pub use address::{ImageAddr, MAX_IMAGE};
+pub use address::{ImageAddr, MAX_IMAGE, MAX_OFFSET};
 pub use format::{Holds, ImageHeader, ImageKind, MAGIC, SegmentKind};
 pub use page_stream::{NewImage, PageStream, Stream};
 pub use redo_buffer::Reservation;

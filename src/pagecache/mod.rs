@@ -483,7 +483,7 @@ impl<P: Page> PageCache<P> {
         }
         let (offset, bytes) = superblock.root;
         let malformed = || self.log.damage(offset, bytes, "malformed root of the leaf directory");
-        let fits = bytes <= crate::log::MAX_IMAGE && offset < 1 << 43;
+        let fits = bytes <= crate::log::MAX_IMAGE && offset <= crate::log::MAX_OFFSET;
         if !fits || !offset.is_multiple_of(64) || !bytes.is_multiple_of(64) || bytes == 0 {
             return Err(malformed());
         }
