@@ -111,6 +111,11 @@ impl Decoder {
         self.buffer.extend_from_slice(chunk);
     }
 
+    /// Whether no bytes are left that belong to no item.
+    pub fn is_empty(&self) -> bool {
+        self.at == self.buffer.len()
+    }
+
     /// The next item; `None`: feed another chunk first.
     ///
     /// # Errors
@@ -134,11 +139,14 @@ impl Decoder {
         match reader.take(1)?[0] {
             TREE => {
                 let id = u32::from_le_bytes(reader.take(4)?.try_into().expect("four bytes"));
-                let big = reader.take(1)?[0] == 1;
+                let big = reader.take(1)?[0];
+                if big > 1 {
+                    return Some(None);
+                }
                 let Some(len) = reader.varint()? else { return Some(None) };
                 let name = reader.take(len)?.to_vec();
                 self.previous.clear();
-                Some(Some((Item::Tree(id, big, name), reader.at)))
+                Some(Some((Item::Tree(id, big == 1, name), reader.at)))
             }
             LEAF => {
                 let Some(shared) = reader.varint()? else { return Some(None) };
@@ -347,6 +355,13 @@ mod tests {
         let mut decoder = Decoder::default();
         decoder.feed(&[[LEAF].as_slice(), &[0xFF; 20]].concat());
         assert!(decoder.next().is_err(), "no length is that long");
+        let mut decoder = Decoder::default();
+        decoder.feed(&[TREE, 1, 0, 0, 0, 2, 0]);
+        assert!(decoder.next().is_err(), "a flag is 0 or 1");
+        let mut decoder = Decoder::default();
+        decoder.feed(&[END, LEAF]);
+        assert_eq!(decoder.next().expect("well formed"), Some(Item::End));
+        assert!(!decoder.is_empty(), "something follows");
         let bytes = Root { next_tree: 1, ..Root::default() }.encode();
         for cut in (0..bytes.len()).step_by(if cfg!(miri) { 61 } else { 1 }) {
             assert_eq!(Root::decode(&bytes[..cut]), None);

@@ -556,16 +556,16 @@ impl<P: Page> PageCache<P> {
         for chunk in &root.chunks {
             decoder.feed(&self.read_chunk(*chunk)?);
             let place = |error| self.log.placed(*chunk, error);
-            while let Some(item) = decoder.next().map_err(place)? {
+            while !ended && let Some(item) = decoder.next().map_err(place)? {
                 ended = item == Item::End;
                 each(item).map_err(place)?;
             }
         }
-        if ended {
+        if ended && decoder.is_empty() {
             return Ok(());
         }
         let last = root.chunks.last().copied().unwrap_or(ImageAddr::NONE);
-        Err(self.damaged(last, "the leaf directory has no end"))
+        Err(self.damaged(last, "the leaf directory has no end, or something follows it"))
     }
 
     /// Recovery: see [`Log::replay`].

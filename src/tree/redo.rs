@@ -19,7 +19,7 @@
 //!
 //! A reader refuses other kinds with `Unsupported`. Replay is idempotent: the last record of a key decides.
 
-use super::leaf::BigRef;
+use super::leaf::{BigRef, MAX_INLINE};
 use crate::pagecache::FRAME;
 
 /// Kinds of records.
@@ -159,7 +159,7 @@ pub fn decode_transaction(mut body: &[u8]) -> Option<Vec<Record<'_>>> {
         let (rest, after) = after.split_at_checked(number(9) as usize)?;
         let tree = number(1);
         changes.push(match head[0] {
-            kind::PUT => Record::Put { tree, key, value: rest },
+            kind::PUT if rest.len() <= MAX_INLINE => Record::Put { tree, key, value: rest },
             kind::REMOVE if rest.is_empty() => Record::Remove { tree, key },
             kind::PUT_BIG => put_big(tree, key, rest)?,
             _ => return None,
@@ -248,7 +248,10 @@ impl<'a> Record<'a> {
             rest.split_at_checked(u32::from_le_bytes(*len) as usize)
         };
         match kind {
-            kind::PUT => keyed().map(|(key, value)| Record::Put { tree, key, value }),
+            kind::PUT => {
+                let (key, value) = keyed()?;
+                (value.len() <= MAX_INLINE).then_some(Record::Put { tree, key, value })
+            }
             kind::REMOVE => Some(Record::Remove { tree, key: rest }),
             kind::PUT_BIG => {
                 let (key, rest) = keyed()?;
@@ -328,5 +331,12 @@ mod tests {
         ] {
             assert_eq!(Record::decode(kind, body), None);
         }
+        let too_long = vec![0; 8 + MAX_INLINE + 1];
+        assert!(Record::decode(kind::PUT, &too_long[1..]).is_some());
+        assert_eq!(Record::decode(kind::PUT, &too_long), None, "no leaf could hold it");
+        let head = [kind::PUT, 1, 0, 0, 0, 0, 0, 0, 0];
+        let change = |len| [&head[..], &(len as u32).to_le_bytes(), &vec![0; len]].concat();
+        assert!(decode_transaction(&change(MAX_INLINE)).is_some());
+        assert_eq!(decode_transaction(&change(MAX_INLINE + 1)), None);
     }
 }

@@ -176,6 +176,11 @@ impl Forest {
             self.cache.read_directory(&root, &mut |item| {
                 match item {
                     Item::Tree(id, big, name) => {
+                        let known = self.catalog.get(&name).is_some() || self.catalog.get_id(id).is_some();
+                        let last = builder.as_ref().is_some_and(|last| last.id == id || last.name == name);
+                        if known || last || id == 0 || id >= root.next_tree {
+                            return Err(malformed("a tree that is there already, or was never created"));
+                        }
                         let next = TreeBuilder::new(self, id, big, name);
                         if let Some(done) = builder.replace(next) {
                             done.finish()?;
