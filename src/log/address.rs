@@ -2,8 +2,17 @@
 //!
 //! # Format
 //!
-//! An [`ImageAddr`] is one number: file offset in units of 64 bytes (38 bits) above the stored length in
-//! units of 64 bytes (24 bits). The two top bits are zero, for the tags of the mapping table. 0 = none.
+//! An [`ImageAddr`] is one number of 8 bytes, here from its lowest bit on; 0 = no image:
+//!
+//! | BIT | BITS | FIELD | MEANING |
+//! |---|---|---|---|
+//! | 0 | 24 | length | bytes that the image occupies, header and padding included, divided by 64 |
+//! | 24 | 38 | offset | file offset of the image, divided by 64 |
+//! | 62 | 2 | zero | in memory: tags of the mapping table |
+//!
+//! The image starts in the first segment of its run, whose number is thus (offset - 8192) / bytes of a segment; all of it
+//! lies within the run. It is valid when its header says the same file offset and the nonce of that run, its header and
+//! payload occupy just as many bytes, its kind is what is looked for, and its checksum is right.
 
 use super::format::GRAIN;
 

@@ -1,4 +1,11 @@
 //! zstd behind the feature `compression`; without it nothing is compressed.
+//!
+//! # Format
+//!
+//! A compressed payload is one zstd frame (RFC 8878), without a dictionary, that says or is known by the image's header to
+//! have `raw` bytes; a reader refuses a frame of any other size, and one that could not be honest: more than 2^17 times as
+//! many bytes as (64 + the frame's own). Leaves and the directory may be compressed, each image by itself, when the
+//! superblock's flag is set; an image that would not become a sixteenth smaller is not.
 
 /// `bytes` compressed, if that is worth it.
 #[cfg(feature = "zstd")]

@@ -2,90 +2,158 @@
 //!
 //! # Format
 //!
-//! All integers are little-endian. The file is two superblock slots of 4096 bytes and then segments of one
-//! size, number `i` at `8192 + i * segment`. Version 1; a reader refuses any other with `Unsupported`.
+//! This is version 1, and it is frozen: what a file of version 1 means never changes. The whole of it is written
+//! down where each structure is coded, and `tests/format_reader.py` was written from these comments alone:
 //!
-//! Every structure carries the CRC-32 of its other bytes. What a checksum binds besides them (file offset,
-//! nonce of the segment, LSN) is stored in the structure itself, so that bytes which moved, or were left by
-//! an earlier use of the segment, never pass.
+//! | WHAT | WHERE |
+//! |---|---|
+//! | file, superblocks, segments, frames of blocks and images | here |
+//! | addresses of images | `log/address.rs` |
+//! | compressed payloads | `log/compression.rs` |
+//! | redo stream: from blocks to records, where it ends | `log/redo_scan.rs`, `log/record.rs` |
+//! | redo records: from changes to trees | `tree/redo.rs` |
+//! | directory: trees and their leaves | `pagecache/directory.rs` |
+//! | leaves, references to big values | `tree/leaf.rs` |
+//! | big values | at the end of this section |
 //!
-//! Superblock (512 bytes, twice in each slot: at its start and 2048 bytes further on). The two slots are
-//! written in turn, so a file has two generations that follow each other, and the larger counts. A sector is
-//! not torn (S2), so a slot without a whole copy is damage, and as it may have been the newer one, the file
-//! is refused. While the first slot has generation 1 there is nothing in the database, and the second does
-//! not count:
+//! All that counts is in the file `db` of the database's directory. `db.new` is a file that was not given that name
+//! yet, and is void. Who has the database open holds an exclusive `flock` on `db`.
 //!
-//! | OFFSET | SIZE | FIELD |
+//! - Integers are unsigned and little-endian, of 1 to 8 bytes; nothing is aligned beyond what is said.
+//! - CRC-32 is that of zlib and Ethernet: polynomial 0x04C11DB7, reflected, initially and finally inverted. It
+//!   tells accidents, not forgery.
+//! - "Zero" says what a field must hold: a reader refuses anything else. Bytes that belong to no structure (what is left
+//!   of a slot, behind the padding of the last block or image in a segment, of a free segment, the padding itself) are
+//!   ignored, and may be left from anything.
+//!
+//! ## The file
+//!
+//! | OFFSET | SIZE | WHAT |
 //! |---|---|---|
-//! | 0 | 8 | magic `sledbwt\n` |
-//! | 8 | 4 | format version |
-//! | 12 | 4 | flags: bit 0 = images may be compressed |
-//! | 16 | 8 | generation, one more at each checkpoint |
-//! | 24 | 4 | bytes of a segment |
-//! | 28 | 4 | zero |
-//! | 32 | 8 | file offset of the directory's root image, 0 = no directory |
-//! | 40 | 8 | stored bytes of the directory's root image, header included |
-//! | 48 | 8 | nonce of the segment of the directory's root image |
-//! | 56 | 8 | redo LSN |
-//! | 64 | 4 | segment in which the redo stream is at the redo LSN |
-//! | 68 | 4 | offset in that segment |
-//! | 72 | 8 | nonce of that segment |
-//! | 80 | 8 | stable LSN when this was written: an earlier end of the stream is damage |
-//! | 88 | 8 | identifiers below this may have been handed out |
-//! | 96 | 412 | zero |
-//! | 508 | 4 | CRC-32 of bytes 0..508 |
+//! | 0 | 4096 | superblock slot 1, for odd generations |
+//! | 4096 | 4096 | superblock slot 2, for even generations |
+//! | 8192 + i s | s | segment number i, of the s bytes that the superblock says |
 //!
-//! Segment header (64 bytes at the start of a segment, a redo segment's alone in its first 512):
+//! A file may end anywhere, also within a segment: what would follow was never written. It has at most 16 TiB.
 //!
-//! | OFFSET | SIZE | FIELD |
-//! |---|---|---|
-//! | 0 | 4 | magic `SEG1` |
-//! | 4 | 4 | CRC-32 of bytes 8..64 |
-//! | 8 | 1 | kind: 1 redo, 2 leaves, 3 big values |
-//! | 9 | 1 | 1 = the redo stream starts here at a record; a record begun before is void |
-//! | 10 | 2 | zero |
-//! | 12 | 4 | number of this segment |
-//! | 16 | 8 | nonce |
-//! | 24 | 8 | redo: LSN of the first block; others: how many segments the run has |
-//! | 32 | 4 | redo: number of the next segment |
-//! | 36 | 4 | zero |
-//! | 40 | 8 | redo: nonce of the next segment |
-//! | 48 | 16 | zero |
+//! A segment is free, or of the redo stream, or of a run of one or more neighbouring segments that holds images. Each
+//! use has a *nonce*, a random number that is not 0 and no earlier use had. Blocks and images say for which file
+//! offset and which nonce they were written, under their checksum, and are valid nowhere else: bytes which moved, or were
+//! left by an earlier use, never pass. In one use of a segment a place gets one block or image, so offset and nonce also
+//! tell which one it is. What refers to one knows the nonce from elsewhere:
 //!
-//! Redo block (at a multiple of 512, padded with zeros to one):
+//! ```text
+//! superblock --> root image of the directory --> runs, and chunks of the directory --> leaves --> big values
+//!       \------> redo segment --> next redo segment --> ..       --> big values
+//! ```
 //!
-//! | OFFSET | SIZE | FIELD |
-//! |---|---|---|
-//! | 0 | 4 | magic `REDO` |
-//! | 4 | 4 | CRC-32 of bytes 8..64 and the payload |
-//! | 8 | 8 | LSN of the first byte of the payload |
-//! | 16 | 8 | stable LSN when the block was sealed |
-//! | 24 | 8 | nonce of the segment |
-//! | 32 | 8 | file offset of the block |
-//! | 40 | 4 | bytes of the payload |
-//! | 44 | 20 | zero |
-//! | 64 | . | payload |
+//! ## Superblock
 //!
-//! Image (at a multiple of 64, padded with zeros to one):
+//! 512 bytes, twice in each slot: at its start, and 2048 bytes further on.
 //!
-//! | OFFSET | SIZE | FIELD |
-//! |---|---|---|
-//! | 0 | 4 | magic `IMG1` |
-//! | 4 | 4 | CRC-32 of bytes 8..64 and the payload |
-//! | 8 | 1 | kind: 1 leaf, 2 big value, 3 directory chunk, 4 directory root |
-//! | 9 | 1 | 1 = the payload is compressed with zstd |
-//! | 10 | 2 | zero |
-//! | 12 | 4 | tree |
-//! | 16 | 8 | file offset of the image |
-//! | 24 | 8 | nonce of the segment |
-//! | 32 | 4 | bytes of the payload as stored |
-//! | 36 | 4 | bytes of the payload when not compressed |
-//! | 40 | 8 | LSN: it holds every change of its keys before this |
-//! | 48 | 8 | LSN: it holds no change at or behind this |
-//! | 56 | 8 | zero |
-//! | 64 | . | payload |
+//! | OFFSET | SIZE | FIELD | MEANING |
+//! |---|---|---|---|
+//! | 0 | 8 | magic | `sledbwt\n` |
+//! | 8 | 4 | version | 1 |
+//! | 12 | 4 | flags | bit 0: images may be compressed; the others are zero |
+//! | 16 | 8 | generation | one more than that of the superblock before |
+//! | 24 | 4 | segment | bytes of a segment: a multiple of 4096, at least 4096, at most 16 MiB |
+//! | 28 | 4 | zero | |
+//! | 32 | 8 | root offset | file offset of the directory's root image; with the next 0 = no directory |
+//! | 40 | 8 | root bytes | bytes that it occupies, header and padding included |
+//! | 48 | 8 | root nonce | nonce of the run that it is in; that run ends where the root does, or later |
+//! | 56 | 8 | redo LSN | where replay starts |
+//! | 64 | 4 | redo segment | number of the segment in which the stream is at the redo LSN |
+//! | 68 | 4 | redo offset | offset in that segment of the block that starts with the redo LSN; a multiple of 512, at least 512 |
+//! | 72 | 8 | redo nonce | nonce of that segment |
+//! | 80 | 8 | stable LSN | all before it was durable when this was written: the stream does not end earlier |
+//! | 88 | 8 | id floor | `generate_id` may have handed out identifiers below; redo records may raise it |
+//! | 96 | 412 | zero | |
+//! | 508 | 4 | sum | CRC-32 of bytes 0..508 |
 //!
-//! The two LSNs are not needed to open a file; they put images in order for who recovers records without a directory.
+//! A copy is *whole* when its magic and sum are right. Which superblock counts:
+//!
+//! 1. In each slot it is the whole copy with the larger generation, of those whose generation belongs into that slot.
+//! 2. When both slots have one, and their generations follow each other, the later one counts.
+//! 3. When the first slot has generation 1, and the second has none, the database was being created: nothing is in it,
+//!    and there are no segments yet. (Generation 1 with a root offset and redo nonce of 0 is all that a file starts with,
+//!    in one copy. Generations 2 and 3 follow before anything can be written.)
+//! 4. Otherwise a whole copy of another version, with unknown flags or with something in a "zero" means `Unsupported`; so
+//!    does a first slot with another magic, when the second has no whole copy either. Anything else is `Corruption`: slots are written in turn, so
+//!    one without a whole copy may have been the newer one.
+//!
+//! **Versions.** Every later version keeps the places of the four copies, magic, version, the sum at 508, and that whoever
+//! does not know the version or a flag writes nothing and says `Unsupported`. Everything else may differ. A build reads
+//! all versions up to its own; the files in `tests/golden` hold it to that.
+//!
+//! ## Segment header
+//!
+//! 64 bytes at the start of a redo segment or of a run. In a redo segment blocks start 512 bytes further on; in a run
+//! the first image starts behind the header.
+//!
+//! | OFFSET | SIZE | FIELD | MEANING |
+//! |---|---|---|---|
+//! | 0 | 4 | magic | `SEG1` |
+//! | 4 | 4 | sum | CRC-32 of bytes 8..64 |
+//! | 8 | 1 | kind | 1 redo, 2 leaves and the directory, 3 big values |
+//! | 9 | 1 | fresh | redo: 1 = the stream starts here at a record, and one that was begun before is void; others: 0 |
+//! | 10 | 2 | zero | |
+//! | 12 | 4 | number | of this segment |
+//! | 16 | 8 | nonce | of this use of the segment or run |
+//! | 24 | 8 | first | redo: LSN of the first block; others: how many segments the run has |
+//! | 32 | 4 | next | redo: number of the next segment; others: 0 |
+//! | 36 | 4 | zero | |
+//! | 40 | 8 | next nonce | redo: nonce of the next segment; others: 0 |
+//! | 48 | 16 | zero | |
+//!
+//! ## Redo block
+//!
+//! At a multiple of 512 from the segment's start, padded to one. It ends within its segment.
+//!
+//! | OFFSET | SIZE | FIELD | MEANING |
+//! |---|---|---|---|
+//! | 0 | 4 | magic | `REDO` |
+//! | 4 | 4 | sum | CRC-32 of bytes 8..64 and the payload |
+//! | 8 | 8 | LSN | position in the stream of the first byte of the payload |
+//! | 16 | 8 | stable LSN | all before it was durable when this block was sealed |
+//! | 24 | 8 | nonce | of the segment |
+//! | 32 | 8 | offset | file offset of this block |
+//! | 40 | 4 | length | bytes of the payload, at least 1 |
+//! | 44 | 20 | zero | |
+//! | 64 | length | payload | a piece of the redo stream |
+//!
+//! ## Image
+//!
+//! At a multiple of 64, padded to one. It ends within its run.
+//!
+//! | OFFSET | SIZE | FIELD | MEANING |
+//! |---|---|---|---|
+//! | 0 | 4 | magic | `IMG1` |
+//! | 4 | 4 | sum | CRC-32 of bytes 8..64 and the payload as stored |
+//! | 8 | 1 | kind | 1 leaf, 2 big value, 3 directory chunk, 4 directory root |
+//! | 9 | 1 | compressed | 1 = the payload is a zstd frame |
+//! | 10 | 2 | zero | |
+//! | 12 | 4 | tree | id of the tree, 0 for the directory |
+//! | 16 | 8 | offset | file offset of this image |
+//! | 24 | 8 | nonce | of the run |
+//! | 32 | 4 | stored | bytes of the payload as stored |
+//! | 36 | 4 | raw | bytes of the payload when not compressed; the same if it is not |
+//! | 40 | 8 | all before | LSN: the image holds every change of its keys before this; 0 = not known |
+//! | 48 | 8 | none from | LSN: the image holds no change at or behind this; 0 = not known |
+//! | 56 | 8 | zero | |
+//! | 64 | stored | payload | |
+//!
+//! Leaves and the directory are in runs of kind 2, big values in runs of kind 3. A run of several segments has one image.
+//!
+//! The payload of a big value: the length of the key as 4 bytes, the key, the value. It is never compressed.
+//!
+//! Opening a file does not need "all before" and "none from". They put images in order for whoever recovers what is left
+//! of a file whose directory is damaged.
+//!
+//! ## Limits
+//!
+//! An image has at most 1 GiB - 64 bytes (`log/address.rs`), a redo record 1 GiB, a key that is written 32 MiB. Whoever
+//! reads compares each length with what it lies in before believing it.
 
 use crate::base::{Lsn, RedoPosition};
 use crate::error::{Error, Result};

@@ -6,6 +6,12 @@
 //! leaves as they are paged out, leaves moved by the cleaner (which live longer), and big values. Images are
 //! packed at multiples of 64 bytes. An image that does not fit in one segment gets a run of its own.
 //!
+//! # Format
+//!
+//! A run starts with a segment header, images follow (`log/format.rs`), and nothing says where the next one begins but the
+//! length of the one before; a write that failed may leave a gap. A reader never goes through a run: it follows
+//! addresses (`log/address.rs`).
+//!
 //! # Concurrency
 //!
 //! A place is claimed under a mutex; bytes are written outside of it. Nothing refers to an image before its

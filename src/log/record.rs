@@ -2,13 +2,18 @@
 //!
 //! # Format
 //!
-//! | OFFSET | SIZE | FIELD |
-//! |---|---|---|
-//! | 0 | 4 | bytes of the record, this frame included; at least 5 |
-//! | 4 | 1 | kind: 0 = padding, what the rest holds is void; others belong to the layers above |
-//! | 5 | . | body |
+//! The payloads of the redo blocks, one after the other, are one stream of bytes, and an LSN is a position in it. It
+//! consists of records without gaps:
 //!
-//! A record may continue over several blocks and segments.
+//! | OFFSET | SIZE | FIELD | MEANING |
+//! |---|---|---|---|
+//! | 0 | 4 | length | bytes of the record, this frame included: at least 5, at most 2^30 |
+//! | 4 | 1 | kind | 0 = padding, and the body is void; others are in `tree/redo.rs` |
+//! | 5 | length - 5 | body | |
+//!
+//! A record may continue over several blocks and segments, and so may its length. Nothing but the blocks' checksums
+//! guards it. The LSN of a record is that of its first byte. The stream of a new database starts at LSN 64, and the redo
+//! LSN of a superblock is always the start of a record.
 
 use crate::base::Lsn;
 use crate::error::{Error, Result};

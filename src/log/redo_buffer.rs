@@ -22,6 +22,11 @@
 //! - L4: buffers are contiguous: the LSN at which one ends is the base of the next.
 //! - L5: a buffer becomes current again only after it was drained.
 //!
+//! # Format
+//!
+//! What is in the buffers is the redo stream (`log/record.rs`), byte for byte. How it is cut into buffers and blocks
+//! means nothing to a reader.
+//!
 //! # References
 //!
 //! LLAMA (Levandoski, Lomet, Sengupta, VLDB 2013), section 5, "Log-structured store buffers".

@@ -9,6 +9,28 @@
 //! or the superblock, knows of a stable LSN past the end, then a durable block is damaged and opening fails.
 //! If none does, nothing that was acknowledged is missing: a torn tail. A record that refers to an image
 //! which is not there ends the stream in the same way.
+//!
+//! # Format
+//!
+//! Reading starts at the superblock's redo position: a segment, its nonce, an offset and an LSN. The segment must have a
+//! whole header of kind redo with that nonce; otherwise the file is damaged. Then, for each segment:
+//!
+//! 1. Blocks are taken one after the other as long as each is whole, has the LSN that is expected next, and has a payload.
+//!    The next block is expected behind the padding of this one, and its LSN is that of this one plus its length. A
+//!    record with a big value whose image is not valid ends the stream at the record: neither it nor what follows
+//!    counts, and the expected LSN is the record's.
+//! 2. The next segment, by the header's number, counts if it has a whole redo header with the nonce that this one's
+//!    header names, was not read before, and its first LSN is the expected one. Its blocks start at 512. If it is
+//!    *fresh*, what was collected of a record that is not whole is dropped: recovery ended the stream there once.
+//! 3. Otherwise the stream ends at the expected LSN; what was collected of a record that is not whole is void.
+//!
+//! Then the stable LSN of the superblock, and that of every whole block (at a multiple of 512, of the right nonce and
+//! offset) behind the end in the last segment and in all segments of the chain behind it, must not be greater than the
+//! end. The chain is followed as in 2, whatever LSN a segment begins with; in the first one without a whole header, blocks
+//! are looked for all the same.
+//!
+//! What a file cannot tell: the end of a flush is noted by whatever is written next, a block or a superblock. When
+//! exactly what the last flush before a crash wrote is damaged too, that looks like a torn tail.
 
 use super::format::{BlockHeader, SECTOR, SegmentHeader, SegmentKind};
 use super::record::{EachRecord, Records};

@@ -9,6 +9,12 @@
 //! unknown --adopt_page, adopt_redo, end_recovery--> sealed, redo, free                  (recovery)
 //! ```
 //!
+//! # Format
+//!
+//! This table is not on disk. Runs that hold images are listed in the directory's root (`pagecache/directory.rs`), and
+//! those of big values that came later are in redo records; redo segments are found by following their chain from the
+//! superblock on. Every other segment is free, whatever its header says.
+//!
 //! # Invariants
 //!
 //! - L1: a segment is written only while it is open, and opened anew only after a checkpoint that refers to

@@ -11,6 +11,12 @@
 //! An image may hold changes past the redo LSN: replaying their records again changes nothing, and they
 //! are durable before the superblock is (L9), so that an image never shows more than the log.
 //!
+//! # Format
+//!
+//! What a checkpoint leaves on disk is in `pagecache/directory.rs` and, for the superblock, in `log/format.rs`. The newest
+//! state is what the directory refers to, with all records of the redo stream from the redo LSN on applied in order. An
+//! image that the directory refers to may have changes of some of these records already.
+//!
 //! # References
 //!
 //! Fuzzy checkpoints with a redo point: Mohan et al., "ARIES", TODS 1992, section 5.4.
@@ -109,7 +115,8 @@ impl<P: Page> PageCache<P> {
         frame: FrameRef<'_>,
         guard: &Guard,
     ) -> Result<ImageAddr> {
-        let all_before = self.visible();
+        // What the fence waited for is visible.
+        let all_before = self.visible().max(builder.redo_lsn());
         let (used, _) = frame.used();
         if frame.first_change(used) >= builder.redo_lsn() {
             return Ok(frame.disk());

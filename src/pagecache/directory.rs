@@ -2,31 +2,56 @@
 //!
 //! # Format
 //!
-//! The directory is one stream of items, cut into chunk images anywhere; the root image lists the chunks.
-//! Integers are little-endian, `varint` is LEB128 of at most 10 bytes.
+//! The superblock says where the root image is (kind 4), and its nonce. Payload of the root:
 //!
-//! Items: a tag byte, then
+//! | OFFSET | SIZE | FIELD | MEANING |
+//! |---|---|---|---|
+//! | 0 | 4 | next tree | ids of trees are at least 1 and below this |
+//! | 4 | 8 | captured | LSN: big values whose records are at or behind it are not in `live` yet |
+//! | 12 | 4 | r | number of runs |
+//! | 16 | 29 r | runs | of each what follows below |
+//! | 16 + 29 r | 4 | c | number of chunks |
+//! | 20 + 29 r | 8 c | chunks | of each: address of the image (kind 3), see `log/address.rs` |
 //!
-//! | TAG | FIELDS |
-//! |---|---|
-//! | 1, a tree | id u32, u8: 1 = it may have big values, length of the name varint, name |
-//! | 2, a leaf of the last tree | bytes shared with the low key before varint, bytes that follow varint, these bytes, address of the image u64 (0 = an empty leaf) |
-//! | 3, the end | - |
+//! A run of segments, with all the images that the directory refers to and the big values of the leaves in it:
 //!
-//! Low keys ascend within a tree, and the first is empty: the leaves partition the key space.
+//! | OFFSET | SIZE | FIELD | MEANING |
+//! |---|---|---|---|
+//! | 0 | 4 | first | number of its first segment |
+//! | 4 | 4 | segments | how many it has, at least 1 |
+//! | 8 | 1 | kind | 2 leaves and the directory, 3 big values |
+//! | 9 | 8 | nonce | of the images in it |
+//! | 17 | 6 | used | bytes that were appended, its header included; for deciding what to clean |
+//! | 23 | 6 | live | of kind 3: bytes of images that are referred to; otherwise without meaning |
 //!
-//! Root image:
+//! Runs do not overlap and lie within the file. The run that the root itself is in may be missing; its nonce is in the
+//! superblock.
 //!
-//! | SIZE | FIELD |
-//! |---|---|
-//! | 4 | id of the next tree |
-//! | 8 | LSN: big values whose records are at or behind it are not in `live` yet |
-//! | 4 | r, runs of page segments |
-//! | 29 r | of each: first segment u32, segments u32, kind u8 (2 leaves, 3 big values), nonce u64, used u48, live u48 |
-//! | 4 | c, chunks |
-//! | 8 c | of each: address of the image u64 |
+//! The payloads of the chunks one after the other are one stream of items, cut anywhere. A `varint` has 7 bits in each
+//! byte, the lowest first, and the top bit set in all bytes but the last; at most 10 bytes, and no more than 2^32. Items:
 //!
-//! `live` counts for big values only: what is live among leaves follows from the addresses in the directory.
+//! | FIELD OF A TREE | SIZE | MEANING |
+//! |---|---|---|
+//! | tag | 1 | 1 |
+//! | id | 4 | of the tree, never used for another one |
+//! | big | 1 | 1 = it may have big values, 0 = it has none |
+//! | length | varint | bytes of the name |
+//! | name | length | as it was opened |
+//!
+//! | FIELD OF A LEAF | SIZE | MEANING |
+//! |---|---|---|
+//! | tag | 1 | 2 |
+//! | shared | varint | bytes shared with the low key of the leaf before; of the first of a tree: 0 |
+//! | length | varint | bytes of the low key that follow |
+//! | rest | length | the low key without what is shared |
+//! | image | 8 | address of its image (kind 1), 0 = an empty leaf |
+//!
+//! The end is a tag 3 without fields, and nothing follows it.
+//!
+//! Trees are in no order that counts; ids and names are different ones. A tree has at least one leaf, the leaves of a tree
+//! follow it, their low keys ascend, and the first one is empty: they partition the key space, and a leaf ends where the
+//! next one of its tree starts. Only the first leaf of a tree may be without an image. The tree with id 1 is the
+//! default tree, and is there even when no item says so.
 
 use crate::base::Lsn;
 use crate::error::{Error, Result};

@@ -1,5 +1,12 @@
 //! Which trees there are: name -> id and root.
 //!
+//! # Format
+//!
+//! On disk: the items of kind tree in the directory (`pagecache/directory.rs`), then the redo records that create and drop
+//! trees (`tree/redo.rs`). The tree [`DEFAULT_TREE`] has the id 1 and is always there, without a record; ids of others
+//! start at 2. A name may be any bytes. An id is never given twice, so that records of a tree that was dropped can be told
+//! from those of a later one with the same name.
+//!
 //! # Concurrency
 //!
 //! A lock that only opening, dropping and listing trees take; operations on a tree hold their own reference.

@@ -1,5 +1,7 @@
 //! What a leaf frame says after its deltas: one view of base and slots.
 //!
+//! Deltas and overlays are in memory only; on disk a leaf is its image, and a change is its redo record.
+//!
 //! # How it works
 //!
 //! The newest delta of a key decides; where there is none, the base does. [`Merged`] goes through base and deltas side

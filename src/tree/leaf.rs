@@ -2,25 +2,48 @@
 //!
 //! # Format
 //!
-//! All integers are little-endian. `n` is the number of records.
+//! The payload of an image of kind 1 (`log/format.rs`). Integers are little-endian, nothing is aligned:
 //!
-//! | OFFSET | SIZE | FIELD |
+//! | OFFSET | SIZE | FIELD | MEANING |
+//! |---|---|---|---|
+//! | 0 | 4 | n | number of records, 0 or more |
+//! | 4 | 4 | p | length of the prefix: bytes of the low fence that every key of the leaf starts with |
+//! | 8 | 4 | l | length of the low fence |
+//! | 12 | 4 | h | length of the high fence; 0xFFFFFFFF = there is none: no upper end |
+//! | 16 | 4 | zero | |
+//! | 20 | 4 | total | length of the payload |
+//! | 24 | 8 | head | first 8 bytes of the high fence, zeros behind a shorter one, from the last to the first; 0xFF each without a fence |
+//! | 32 | n | fingerprints | of each record, see below |
+//! | 32 + n | 4 n | offsets | of each record, from the start of the payload |
+//! | 32 + 5 n | . | records | one after the other, in the order of their keys |
+//! | total - h - l | l | low fence | smallest key that the leaf may have |
+//! | total - h | h | high fence | smallest key that it may not have any more |
+//!
+//! The directory says the same fences. Keys ascend strictly as byte strings, and lie within the fences. p is 0 without a
+//! high fence, otherwise at most what both fences share at their start. A record:
+//!
+//! | SIZE | FIELD | MEANING |
 //! |---|---|---|
-//! | 0 | 4 | n |
-//! | 4 | 4 | prefix length: bytes that every possible key of the range starts with |
-//! | 8 | 4 | low fence length |
-//! | 12 | 4 | high fence length, `u32::MAX` = no upper end |
-//! | 16 | 4 | zero; a reader refuses anything else |
-//! | 20 | 4 | length of the whole image |
-//! | 24 | 8 | first 8 bytes of the high fence as a big-endian number; all ones without a fence |
-//! | 32 | n | fingerprints, one byte a record |
-//! | . | 4 n | record offsets from the start of the image |
-//! | . | . | records in key order |
-//! | . | . | low fence, high fence |
+//! | 2 | key length | bytes of the key without the prefix; 0xFFFF = as the long key length says |
+//! | 2 | value | low 14 bits: v, bytes of the value; top 2 bits: 0 = the value itself, 1 = reference to a big value; 2 is in memory only |
+//! | 4 or 0 | long key length | only behind a key length of 0xFFFF |
+//! | . | key | without the prefix |
+//! | v | value | |
 //!
-//! Record: key suffix length (u16, `0xFFFF` = a u32 follows the next field), value length (u16: 14 bits and
-//! the kind in the top two), the key without the prefix, the value. Kinds: 0 the value itself; 1 a big value: address
-//! of its image u64, its length u64; 2 the key is gone (in overlays only).
+//! A reference to a big value, v = 16; the image's payload is in `log/format.rs`:
+//!
+//! | OFFSET | SIZE | FIELD | MEANING |
+//! |---|---|---|---|
+//! | 0 | 8 | image | its address, see `log/address.rs`; of kind 2, in a run of kind 3 |
+//! | 8 | 8 | length | bytes of the value |
+//!
+//! The fingerprint of a key is a byte that point reads look for, and made as follows; numbers have 64 bits, what overflows
+//! is dropped, and K is 0x9E3779B97F4A7C15:
+//!
+//! 1. Begin with the length of the key, times K.
+//! 2. For each 8 whole bytes of the key, as a little-endian number: exclusive or, times K, rotate left by 29 bits.
+//! 3. The 0 to 7 bytes that are left, filled up with zeros to 8: exclusive or, times K.
+//! 4. The 16 highest bits of that; 0xFFFF becomes 0xFFFE. The fingerprint is the lower byte of these two.
 //!
 //! An *overlay* holds what changed in a page that was not read: a key that it does not have is looked for in the
 //! page's image. Overlays are never on disk.

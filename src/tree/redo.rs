@@ -2,22 +2,49 @@
 //!
 //! # Format
 //!
-//! The body of a record, by its kind; integers are little-endian:
+//! The frame of a record, with its kind, is in `log/record.rs`. The body, by kind:
 //!
-//! | KIND | BODY |
-//! |---|---|
-//! | 1, put | tree u32, length of the key u32, key, value |
-//! | 2, remove | tree u32, key |
-//! | 3, put a big value | tree u32, length of the key u32, key, reference (16 bytes), nonce of its segment u64 |
-//! | 4, create a tree | tree u32, name |
-//! | 5, drop a tree | tree u32 |
-//! | 6, identifiers | u64: those below may have been handed out |
-//! | 7, a transaction | its changes: each kind u8 (1 to 3), tree u32, length of the key u32, length of the rest u32, key, rest |
+//! | KIND | OFFSET | SIZE | FIELD |
+//! |---|---|---|---|
+//! | 1, put | 0 | 4 | id of the tree |
+//! | | 4 | 4 | k, length of the key |
+//! | | 8 | k | key |
+//! | | 8 + k | to the end | value, at most 16383 bytes |
+//! | 2, remove | 0 | 4 | id of the tree |
+//! | | 4 | to the end | key; it may have been absent |
+//! | 3, put a big value | 0 | 4 | id of the tree |
+//! | | 4 | 4 | k, length of the key |
+//! | | 8 | k | key |
+//! | | 8 + k | 16 | reference, see `tree/leaf.rs` |
+//! | | 24 + k | 8 | nonce of the run that the image is in |
+//! | 4, create a tree | 0 | 4 | id of the tree |
+//! | | 4 | to the end | name |
+//! | 5, drop a tree | 0 | 4 | id of the tree |
+//! | 6, identifiers | 0 | 8 | those below may have been handed out |
+//! | 7, a transaction | 0 | to the end | its changes, one after the other, in order of tree and key |
 //!
-//! The rest of a change is the value, nothing, or a reference and the nonce as in 3. A transaction is applied whole or
-//! not at all.
+//! A change of a transaction or batch:
 //!
-//! A reader refuses other kinds with `Unsupported`. Replay is idempotent: the last record of a key decides.
+//! | OFFSET | SIZE | FIELD |
+//! |---|---|---|
+//! | 0 | 1 | kind: 1, 2 or 3 as above |
+//! | 1 | 4 | id of the tree |
+//! | 5 | 4 | k, length of the key |
+//! | 9 | 4 | r, length of the rest |
+//! | 13 | k | key |
+//! | 13 + k | r | the value; nothing; reference and nonce |
+//!
+//! A transaction is applied whole or not at all. What a merge operator made of a value is a put or a remove like any other.
+//! Other kinds of records are `Unsupported`; a body of another length than its fields add up to is `Corruption`.
+//!
+//! How records are applied, in the order of the stream, to the trees of the directory:
+//!
+//! - A change of a tree that is not there (any more) has no effect. The last change of a key decides.
+//! - A tree is created when its id is not below the next id, which is that of the directory's root (without a directory:
+//!   2), or behind the last id created. Otherwise it is in the directory, or was dropped before that was written.
+//! - A big value whose image is not valid ends the stream, see `log/redo_scan.rs`. Its image is in the run whose first
+//!   segment it starts in. If the directory lists no run there, that segment has a whole header of kind 3 with the nonce
+//!   of the record, which says how many segments the run has; if it does, the nonce is that of the run.
 
 use super::leaf::{BigRef, MAX_INLINE};
 use crate::pagecache::FRAME;
