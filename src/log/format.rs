@@ -614,8 +614,16 @@ mod tests {
         refused(&b, 8..66, &[44, 63], |b| BlockHeader::decode(b, 5, 8704).is_some());
         let kind = ImageKind::Leaf;
         let mut b = [0; HEADER + 2];
-        let image =
-            ImageHeader { kind, compressed: false, tree: 4, offset: 8256, nonce: 5, stored: 2, raw: 2, holds: Holds::default() };
+        let image = ImageHeader {
+            kind,
+            compressed: false,
+            tree: 4,
+            offset: 8256,
+            nonce: 5,
+            stored: 2,
+            raw: 2,
+            holds: Holds::default(),
+        };
         image.seal(&mut b);
         let reserved = [9, 10, 11, 36, 56, 63];
         refused(&b, 8..66, &reserved[..], |b| ImageHeader::decode(b, 5, 8256).is_some());
