@@ -59,6 +59,7 @@ pub use api::config::{Config, Mode, open};
 pub use api::db::Db;
 pub use api::iter::Iter;
 pub use api::merge_operator::MergeOperator;
+pub use api::salvage::Salvage;
 pub use api::subscriber::Subscriber;
 #[doc(hidden)]
 pub use api::testing;

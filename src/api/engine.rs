@@ -107,7 +107,7 @@ pub(super) fn open(config: &Config) -> Result<Db> {
 
 /// A directory of sled 0.34 is left as it is.
 #[cfg(unix)]
-fn refuse_legacy(path: &std::path::Path) -> Result<()> {
+pub(super) fn refuse_legacy(path: &std::path::Path) -> Result<()> {
     let legacy = path.join("conf").is_file() || path.join("blobs").is_dir() || has_snapshot(path);
     if !legacy || crate::storage::disk::starts_with(path, MAGIC) {
         return Ok(());

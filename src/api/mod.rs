@@ -7,6 +7,7 @@ pub mod db;
 pub mod engine;
 pub mod iter;
 pub mod merge_operator;
+pub mod salvage;
 pub mod subscriber;
 pub mod testing;
 // Where there are no threads, foreground calls do their work.

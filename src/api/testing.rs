@@ -152,6 +152,14 @@ pub fn check_invariants(db: &Db) -> Result<()> {
     db.engine().forest().check_invariants()
 }
 
+/// As [`Db::salvage`], from a medium.
+///
+/// # Errors
+/// As there.
+pub fn salvage(from: impl Storage, to: &Db, tuning: &Tuning) -> Result<crate::Salvage> {
+    super::salvage::salvage(Arc::new(from), to, tuning)
+}
+
 /// Bytes of live images, of images at all, and of the redo tail.
 pub fn space(db: &Db) -> (u64, u64, u64) {
     let log = db.engine().forest().log();

@@ -409,6 +409,14 @@ impl BlockHeader {
         put32(block, 4, crc);
     }
 
+    /// The whole block at the start of `b`, if one of this place is there, in whatever use of the segment.
+    pub fn find(b: &[u8], offset: u64) -> Option<(BlockHeader, &[u8])> {
+        if b.len() < HEADER || get32(b, 0) != BLOCK_MAGIC {
+            return None;
+        }
+        Self::decode(b, get64(b, 24), offset)
+    }
+
     /// The whole block at the start of `b`, if one of this segment and place is there.
     pub fn decode(b: &[u8], nonce: u64, offset: u64) -> Option<(BlockHeader, &[u8])> {
         if b.len() < HEADER || get32(b, 0) != BLOCK_MAGIC || !are_zero(&b[44..HEADER]) {

@@ -36,6 +36,7 @@ pub mod record;
 pub mod redo_buffer;
 pub mod redo_scan;
 mod redo_writer;
+pub mod salvage;
 pub mod scrub;
 pub mod segment;
 pub mod stability;

@@ -30,6 +30,7 @@ mod models;
 pub mod status;
 
 pub use crate::log::record::{EachRecord, FRAME, frame as frame_record};
+pub use crate::log::salvage::{Remains, search};
 pub use crate::log::scrub::Findings;
 pub use crate::log::{ImageAddr, ImageKind, Log, Page as Run, SegmentKind, Usage};
 pub use checkpoint::CheckpointBuilder;
@@ -42,8 +43,9 @@ pub use status::{Outcome, Status};
 
 use crate::base::{Lsn, RedoPosition, fail};
 use crate::error::{Error, Result};
+pub use crate::log::Holds;
 pub use crate::log::Reservation;
-use crate::log::{Holds, ImageHeader, Stream};
+use crate::log::{ImageHeader, Stream};
 use arena::Arena;
 use crossbeam_epoch::Guard;
 use parking_lot::{Mutex, MutexGuard};

@@ -47,6 +47,7 @@ mod priority;
 mod read;
 mod read_set;
 mod redo;
+mod salvage;
 mod scrub;
 mod split;
 mod transaction;
@@ -56,9 +57,11 @@ pub mod watch;
 mod write;
 
 pub use crate::pagecache::Findings;
+pub use crate::pagecache::{Remains, search};
 pub use catalog::{BwTree, Catalog, DEFAULT_TREE};
 pub use cursor::{Next, Pairs, Start};
 pub use read_set::is_void;
+pub use salvage::{Sink, salvage_remains};
 pub use transaction::{Operators, Transaction};
 pub use write::{Change, Written, own_changes};
 
@@ -371,6 +374,22 @@ impl Forest {
         let _raising = self.raising_ids.lock();
         // Acquire: pairs with the Release in `generate_id`.
         self.id_floor.load(Ordering::Acquire)
+    }
+
+    /// Identifiers below are not handed out from now on.
+    ///
+    /// # Errors
+    /// What recording that failed with.
+    pub fn skip_ids(&self, floor: u64) -> Result<()> {
+        let _raising = self.raising_ids.lock();
+        self.record(&redo::Record::Ids { floor })?;
+        self.raise_id_floor(floor);
+        Ok(())
+    }
+
+    /// Identifiers below may have been handed out.
+    pub fn ids_below(&self) -> u64 {
+        self.id_floor()
     }
 
     /// Recovery: identifiers below may have been handed out.

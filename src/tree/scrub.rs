@@ -228,7 +228,12 @@ impl Forest {
     }
 
     /// The lowest page whose range has `low`, and that range as its parent says.
-    fn child_of(&self, tree: &BwTree, low: &[u8], guard: &Guard) -> Result<(u32, Vec<u8>, Option<Vec<u8>>)> {
+    pub(super) fn child_of(
+        &self,
+        tree: &BwTree,
+        low: &[u8],
+        guard: &Guard,
+    ) -> Result<(u32, Vec<u8>, Option<Vec<u8>>)> {
         Ok(match self.inner_at(tree, 1, low, guard)? {
             None => (tree.root, Vec::new(), None),
             Some((at, _)) => {

@@ -1,0 +1,490 @@
+//! Copies what can be read of a damaged database, and says what cannot.
+//!
+//! # How it works
+//!
+//! A database that opens is copied tree by tree; a leaf that cannot be read costs its keys, but for those that were
+//! changed since the last checkpoint.
+//!
+//! Of one that does not open, [`Remains`] has every whole image and redo block. While the superblock and the directory
+//! are whole, the directory says which images count. Otherwise images are ordered by what they hold, and the newest one
+//! of a range counts: it is the right one, unless that was damaged and an older one is still there. Then the changes of
+//! the redo stream are made on top. A record that an image holds already is not: it could bring back an older value if
+//! a later record is missing.
+
+use super::cursor::{Next, Pairs, Start, successor};
+use super::delta::gather;
+use super::leaf::{BigRef, Leaf, Value};
+use super::redo::{self, Record};
+use super::{BwTree, DEFAULT_TREE, Forest, catalog::DEFAULT_ID};
+use crate::base::Lsn;
+use crate::damage::Damage;
+use crate::error::{Error, Result};
+use crate::ivec::IVec;
+use crate::pagecache::{Decoder, Holds, ImageAddr, ImageKind, Item, PageState, Remains, Root};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+
+/// Takes what was found.
+pub trait Sink {
+    /// There is a tree of this name.
+    ///
+    /// # Errors
+    /// What creating it failed with.
+    fn tree(&mut self, name: &[u8]) -> Result<()>;
+    /// The tree of this name is gone.
+    ///
+    /// # Errors
+    /// What dropping it failed with.
+    fn drop_tree(&mut self, name: &[u8]) -> Result<()>;
+    /// The key of the tree has this value, or none.
+    ///
+    /// # Errors
+    /// What writing failed with.
+    fn set(&mut self, tree: &[u8], key: &[u8], value: Option<&[u8]>) -> Result<()>;
+    /// This is lost.
+    fn lose(&mut self, damage: Damage);
+}
+
+/// Pairs copied at a time.
+const STEP: usize = 256;
+
+impl Forest {
+    /// Copies all trees of a database that could be opened.
+    ///
+    /// # Errors
+    /// What the sink returns.
+    pub fn salvage(&self, sink: &mut dyn Sink) -> Result<()> {
+        for tree in self.catalog.list() {
+            sink.tree(&tree.name)?;
+            self.salvage_tree(&tree, sink)?;
+        }
+        Ok(())
+    }
+
+    fn salvage_tree(&self, tree: &BwTree, sink: &mut dyn Sink) -> Result<()> {
+        let mut from = Start::At(Vec::new());
+        loop {
+            let mut pairs = Pairs::new();
+            let step = self.step(tree, &from, &Bound::Unbounded, STEP, &mut pairs);
+            let reached = match (pairs.back(), &from) {
+                (Some((key, _)), _) => successor(key),
+                (None, Start::At(key)) => key.clone(),
+                (None, Start::Beyond(key)) => successor(key),
+                (None, Start::End) => return Ok(()),
+            };
+            pairs.iter().try_for_each(|(key, value)| sink.set(&tree.name, key, Some(value)))?;
+            match step {
+                Ok(Next::From(next)) => from = next,
+                Ok(Next::Done | Next::End) => return Ok(()),
+                Err(error) => match self.skip(tree, &reached, error, sink)? {
+                    Some(high) if high > reached => from = Start::At(high),
+                    _ => return Ok(()),
+                },
+            }
+            self.keep_up_reading();
+        }
+    }
+
+    /// Says what is lost where `key` cannot be read, copies what changed there since the last checkpoint, and returns
+    /// where to go on.
+    fn skip(&self, tree: &BwTree, key: &[u8], error: Error, sink: &mut dyn Sink) -> Result<Option<Vec<u8>>> {
+        let guard = crossbeam_epoch::pin();
+        let (pid, low, high) = self.child_of(tree, key, &guard)?;
+        let state = self.cache.load(pid, &guard).1;
+        let image = match state {
+            PageState::Disk(image) => image,
+            PageState::Resident(frame) | PageState::Merging(frame) => frame.disk(),
+            _ => ImageAddr::NONE,
+        };
+        let error = self.log().unreadable(image.offset(), image.bytes(), error);
+        let error = error.concerns(&tree.name, &low, high.as_deref());
+        let Some(damage) = error.damage().cloned() else { return Err(error) };
+        let end = match &damage.keys {
+            Some((_, end)) => end.as_ref().map(|end| end.to_vec()),
+            None => high,
+        };
+        sink.lose(damage);
+        if let PageState::Resident(frame) = state
+            && frame.overlay()
+        {
+            for entry in gather(frame, frame.used().0, None).entries {
+                if entry.exists()
+                    && let Ok(value) = self.copy_out(tree, &entry.key(), entry.value)
+                {
+                    sink.set(&tree.name, &entry.key(), Some(&value))?;
+                }
+            }
+        }
+        Ok(end)
+    }
+}
+
+/// A range of keys, and the image that has them.
+#[derive(Clone, Debug)]
+struct Piece {
+    high: Option<Vec<u8>>,
+    /// Nothing: an empty leaf, or a damaged one.
+    image: Option<ImageAddr>,
+    holds: Holds,
+}
+
+/// What is known of a tree.
+#[derive(Debug, Default)]
+struct Found {
+    name: Vec<u8>,
+    /// By low key.
+    pieces: BTreeMap<Vec<u8>, Piece>,
+}
+
+impl Found {
+    /// Gives those parts of a range to an image that no other has yet.
+    fn paint(&mut self, low: &[u8], high: Option<&[u8]>, piece: &Piece) {
+        let mut start = low.to_vec();
+        // A piece that begins before and reaches into the range.
+        if let Some((_, before)) = self.pieces.range(..=start.clone()).next_back() {
+            match &before.high {
+                None => return,
+                Some(end) if *end > start => start.clone_from(end),
+                Some(_) => {}
+            }
+        }
+        while high.is_none_or(|high| start.as_slice() < high) {
+            let next = self.pieces.range(start.clone()..).next();
+            let next = next.map(|(low, piece)| (low.clone(), piece.high.clone()));
+            let end = match &next {
+                Some((low, _)) if high.is_none_or(|high| low.as_slice() < high) => Some(low.clone()),
+                _ => high.map(<[u8]>::to_vec),
+            };
+            if end.as_ref().is_none_or(|end| *end > start) {
+                self.pieces.insert(start, Piece { high: end.clone(), ..piece.clone() });
+            }
+            match next {
+                Some((low, Some(after))) if Some(&low) == end.as_ref() => start = after,
+                _ => return,
+            }
+        }
+    }
+
+    /// The piece that has a key.
+    fn piece(&self, key: &[u8]) -> Option<&Piece> {
+        let (_, piece) =
+            self.pieces.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back()?;
+        piece.high.as_ref().is_none_or(|high| key < high.as_slice()).then_some(piece)
+    }
+
+    /// Ranges that no piece has.
+    fn gaps(&self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+        let mut gaps = Vec::new();
+        let mut reached = Some(Vec::new());
+        for (low, piece) in &self.pieces {
+            match reached {
+                Some(start) if start < *low => gaps.push((start, Some(low.clone()))),
+                _ => {}
+            }
+            reached = piece.high.clone();
+        }
+        gaps.extend(reached.map(|start| (start, None)));
+        gaps
+    }
+}
+
+/// Puts what remains together.
+struct Puzzle<'a> {
+    remains: &'a Remains,
+    trees: BTreeMap<u32, Found>,
+    /// Smaller ids that are not in `trees` are of dropped trees.
+    next_tree: u32,
+    /// Whether the directory says which images count.
+    is_listed: bool,
+    id_floor: u64,
+}
+
+/// What is left of a directory: all items, or those up to the first damage.
+struct Directory {
+    root: Root,
+    items: Vec<Item>,
+    is_whole: bool,
+}
+
+fn read_directory(remains: &Remains, image: ImageAddr) -> Option<Directory> {
+    let root = Root::decode(&remains.payload(image, ImageKind::Root)?)?;
+    let mut directory = Directory { root, items: Vec::new(), is_whole: false };
+    let mut decoder = Decoder::default();
+    for chunk in &directory.root.chunks {
+        let Some(bytes) = remains.payload(*chunk, ImageKind::Chunk) else { return Some(directory) };
+        decoder.feed(&bytes);
+        while let Ok(Some(item)) = decoder.next() {
+            directory.is_whole = item == Item::End;
+            directory.items.push(item);
+        }
+    }
+    Some(directory)
+}
+
+/// Copies what remains of a database that could not be opened. Whether a directory said what counts, and no change since
+/// is missing, so that nothing is older than it should be; and the bound of identifiers that may have been handed out.
+///
+/// # Errors
+/// What the sink returns.
+pub fn salvage_remains(remains: &Remains, sink: &mut dyn Sink) -> Result<(bool, u64)> {
+    let mut puzzle = Puzzle { remains, trees: BTreeMap::new(), next_tree: 0, is_listed: false, id_floor: 0 };
+    puzzle.find_trees(sink);
+    for found in puzzle.trees.values() {
+        sink.tree(&found.name)?;
+        puzzle.copy_images(found, sink)?;
+    }
+    let is_complete = puzzle.replay(sink)?;
+    Ok((puzzle.is_listed && is_complete, puzzle.id_floor))
+}
+
+impl Puzzle<'_> {
+    fn find_trees(&mut self, sink: &mut dyn Sink) {
+        if let Some(superblock) = &self.remains.superblock {
+            self.id_floor = superblock.id_floor;
+            let (offset, bytes) = superblock.root;
+            if bytes == 0 {
+                // There was no checkpoint: everything is in the redo stream.
+                self.is_listed = true;
+                self.add_tree(DEFAULT_ID, DEFAULT_TREE);
+                self.next_tree = DEFAULT_ID + 1;
+                return;
+            }
+            let found = self.remains.images.get(&offset).map(|found| found.image);
+            if let Some(directory) = found.and_then(|image| read_directory(self.remains, image))
+                && directory.is_whole
+            {
+                self.is_listed = true;
+                self.next_tree = directory.root.next_tree;
+                self.take_listing(directory.items, sink);
+                return;
+            }
+        }
+        sink.lose(self.remains.damage(
+            0,
+            0,
+            "the directory is damaged: what is found may be older than it was".into(),
+        ));
+        self.paint_trees(sink);
+    }
+
+    fn add_tree(&mut self, id: u32, name: &[u8]) -> &mut Found {
+        let found = self.trees.entry(id).or_default();
+        if found.name.is_empty() {
+            found.name = name.to_vec();
+        }
+        found
+    }
+
+    /// The directory says what counts.
+    fn take_listing(&mut self, items: Vec<Item>, sink: &mut dyn Sink) {
+        let mut id = 0;
+        let mut last: Option<Vec<u8>> = None;
+        for item in items {
+            let (low, image) = match item {
+                Item::Tree(next, _, name) => {
+                    (id, last) = (next, None);
+                    self.add_tree(id, &name);
+                    continue;
+                }
+                Item::Leaf(low, image) => (low, image),
+                Item::End => continue,
+            };
+            let whole = self.remains.images.get(&image.offset()).filter(|found| found.image == image);
+            let holds = whole.map_or(Holds::default(), |found| found.header.holds);
+            let found = self.trees.entry(id).or_default();
+            if let Some(before) = last.as_ref().and_then(|last| found.pieces.get_mut(last)) {
+                before.high = Some(low.clone());
+            }
+            let image = image.is_some().then_some(image);
+            found.pieces.insert(low.clone(), Piece { high: None, image, holds });
+            last = Some(low);
+        }
+        for found in self.trees.values_mut() {
+            for (low, piece) in &mut found.pieces {
+                let Some(image) = piece.image else { continue };
+                if self.remains.images.get(&image.offset()).is_none_or(|whole| whole.image != image) {
+                    let damage = self.remains.damage(image.offset(), image.bytes(), "damaged image".into());
+                    sink.lose(of_keys(damage, &found.name, low, piece.high.as_deref()));
+                    piece.image = None;
+                }
+            }
+        }
+    }
+
+    /// The newest images count.
+    fn paint_trees(&mut self, sink: &mut dyn Sink) {
+        let mut roots: Vec<_> = self.of_kind(ImageKind::Root).collect();
+        roots.sort_by_key(|found| std::cmp::Reverse(found.1));
+        let mut newest: Option<BTreeSet<u32>> = None;
+        for (image, _) in roots {
+            let Some(directory) = read_directory(self.remains, image) else { continue };
+            let mut ids = BTreeSet::new();
+            for item in directory.items {
+                if let Item::Tree(id, _, name) = item {
+                    ids.insert(id);
+                    // A name that was given up is not taken from an older directory.
+                    if newest.as_ref().is_none_or(|newest| id >= self.next_tree || newest.contains(&id)) {
+                        self.add_tree(id, &name);
+                    }
+                }
+            }
+            if directory.is_whole && newest.is_none() {
+                self.next_tree = directory.root.next_tree;
+                newest = Some(ids);
+            }
+        }
+        let mut leaves: Vec<_> = self.of_kind(ImageKind::Leaf).collect();
+        leaves.sort_by_key(|found| std::cmp::Reverse(found.1));
+        for (image, _) in leaves {
+            let Some(found) = self.remains.images.get(&image.offset()) else { continue };
+            let (id, holds) = (found.header.tree, found.header.holds);
+            let is_dropped = newest.as_ref().is_some_and(|ids| id < self.next_tree && !ids.contains(&id));
+            if is_dropped {
+                continue;
+            }
+            let Some(bytes) = self.remains.payload(image, ImageKind::Leaf) else { continue };
+            let Ok(leaf) = Leaf::validate(&bytes) else { continue };
+            let piece = Piece { high: None, image: Some(image), holds };
+            self.trees.entry(id).or_default().paint(leaf.low(), leaf.high(), &piece);
+        }
+        for (id, found) in &mut self.trees {
+            if found.name.is_empty() {
+                found.name = if *id == DEFAULT_ID { DEFAULT_TREE.to_vec() } else { unknown_name(*id) };
+            }
+            for (low, high) in found.gaps() {
+                let damage = self.remains.damage(0, 0, "no image of these keys is left".into());
+                sink.lose(of_keys(damage, &found.name, &low, high.as_deref()));
+            }
+        }
+        self.add_tree(DEFAULT_ID, DEFAULT_TREE);
+    }
+
+    /// Images of a kind, and the order of what they hold.
+    fn of_kind(&self, kind: ImageKind) -> impl Iterator<Item = (ImageAddr, (Lsn, Lsn))> + '_ {
+        let images = self.remains.images.values().filter(move |found| found.header.kind == kind);
+        images.map(|found| (found.image, (found.header.holds.none_from, found.header.holds.all_before)))
+    }
+
+    fn copy_images(&self, found: &Found, sink: &mut dyn Sink) -> Result<()> {
+        for (low, piece) in &found.pieces {
+            let Some(image) = piece.image else { continue };
+            let bytes = self.remains.payload(image, ImageKind::Leaf);
+            let Some(leaf) = bytes.as_ref().and_then(|bytes| Leaf::validate(bytes).ok()) else {
+                let damage = self.remains.damage(image.offset(), image.bytes(), "malformed leaf".into());
+                sink.lose(of_keys(damage, &found.name, low, piece.high.as_deref()));
+                continue;
+            };
+            for i in leaf.lower_bound(low)..leaf.len() {
+                let (rest, value) = leaf.record(i);
+                let key = [leaf.prefix(), rest].concat();
+                if piece.high.as_ref().is_some_and(|high| key >= *high) {
+                    break;
+                }
+                match value {
+                    Value::Inline(value) => sink.set(&found.name, &key, Some(value))?,
+                    Value::Big(big) => self.copy_big(found, &key, BigRef::decode(big), None, sink)?,
+                    Value::Gone => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies a big value, of the run with that nonce if one is given, or says that it is lost.
+    fn copy_big(
+        &self,
+        found: &Found,
+        key: &[u8],
+        big: BigRef,
+        nonce: Option<u64>,
+        sink: &mut dyn Sink,
+    ) -> Result<()> {
+        let header = self.remains.images.get(&big.image.offset()).map(|found| found.header);
+        let right = header.is_some_and(|header| nonce.is_none_or(|nonce| nonce == header.nonce));
+        let payload = if right { self.remains.payload(big.image, ImageKind::Big) } else { None };
+        let value = payload.as_deref().and_then(|payload| {
+            let (len, rest) = payload.split_first_chunk::<4>()?;
+            let (its, value) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+            (its == key && value.len() as u64 == big.len).then_some(value)
+        });
+        if value.is_none() {
+            let damage =
+                self.remains.damage(big.image.offset(), big.image.bytes(), "damaged big value".into());
+            sink.lose(of_keys(damage, &found.name, key, Some(&successor(key))));
+        }
+        // Whatever was there before, it is not this key's value.
+        sink.set(&found.name, key, value)
+    }
+
+    /// Makes the changes of the redo stream on top of the images; whether none is missing.
+    fn replay(&mut self, sink: &mut dyn Sink) -> Result<bool> {
+        let remains = self.remains;
+        let from = remains.superblock.as_ref().map_or(Lsn(0), |superblock| superblock.redo.lsn);
+        let mut gaps = Vec::new();
+        let mut gap = |lsn, offset| gaps.push((lsn, offset));
+        remains.records(from, &redo::is_well_formed, &mut |_, _, _| Ok(()), &mut gap)?;
+        for (lsn, offset) in &gaps {
+            let what = format!("the redo log has a gap at LSN {}: changes from there on may be lost", lsn.0);
+            sink.lose(remains.damage(*offset, 0, what));
+        }
+        let gaps: Vec<Lsn> = gaps.into_iter().map(|(lsn, _)| lsn).collect();
+        let mut each = |lsn, kind, body: &[u8]| {
+            let records = match kind {
+                redo::kind::TRANSACTION => redo::decode_transaction(body),
+                _ => Record::decode(kind, body).map(|record| vec![record]),
+            };
+            records.unwrap_or_default().iter().try_for_each(|record| self.apply(lsn, record, &gaps, sink))
+        };
+        remains.records(from, &redo::is_well_formed, &mut each, &mut |_, _| {})?;
+        Ok(gaps.is_empty())
+    }
+
+    fn apply(&mut self, lsn: Lsn, record: &Record<'_>, gaps: &[Lsn], sink: &mut dyn Sink) -> Result<()> {
+        match *record {
+            Record::Create { tree, name } => {
+                if tree >= self.next_tree && !self.trees.contains_key(&tree) {
+                    self.add_tree(tree, name);
+                    sink.tree(name)?;
+                }
+                Ok(())
+            }
+            Record::Drop { tree } => match self.trees.remove(&tree) {
+                Some(found) => sink.drop_tree(&found.name),
+                None => Ok(()),
+            },
+            Record::Ids { floor } => {
+                self.id_floor = self.id_floor.max(floor);
+                Ok(())
+            }
+            Record::Put { tree, key, value } => match self.target(lsn, tree, key, gaps) {
+                Some(found) => sink.set(&found.name, key, Some(value)),
+                None => Ok(()),
+            },
+            Record::Remove { tree, key } => match self.target(lsn, tree, key, gaps) {
+                Some(found) => sink.set(&found.name, key, None),
+                None => Ok(()),
+            },
+            Record::PutBig { tree, key, big, nonce } => match self.target(lsn, tree, key, gaps) {
+                Some(found) => self.copy_big(found, key, big, Some(nonce), sink),
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// The tree of a change that is to be made: not one that the image of its key holds, or may hold with others that
+    /// are missing.
+    fn target(&self, lsn: Lsn, tree: u32, key: &[u8], gaps: &[Lsn]) -> Option<&Found> {
+        let found = self.trees.get(&tree)?;
+        let holds = found.piece(key).map_or(Holds::default(), |piece| piece.holds);
+        let unsure = || lsn < holds.none_from && gaps.iter().any(|gap| *gap > lsn && *gap < holds.none_from);
+        (lsn >= holds.all_before && !unsure()).then_some(found)
+    }
+}
+
+fn unknown_name(id: u32) -> Vec<u8> {
+    format!("salvaged tree {id}").into_bytes()
+}
+
+fn of_keys(damage: Damage, tree: &[u8], low: &[u8], high: Option<&[u8]>) -> Damage {
+    Damage { tree: Some(IVec::from(tree)), keys: Some((IVec::from(low), high.map(IVec::from))), ..damage }
+}
