@@ -77,7 +77,7 @@ fn a_check_can_be_watched_and_cancelled() {
     assert_eq!(whole.bytes, last);
     let mut asked = 0;
     let cut = db
-        .verify_with(|progress| {
+        .verify_with(|_| {
             asked += 1;
             if asked == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })
