@@ -1,4 +1,4 @@
-//! The hidden door for this crate's own tests: other media, tiny sizes, counters, explicit steps.
+//! The hidden door for this crate's own tests: other media, tiny sizes, seeds, counters, explicit steps.
 
 use super::config::Config;
 use super::db::Db;
@@ -7,6 +7,7 @@ use crate::error::Result;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub use crate::base::seed_nonces;
 pub use crate::storage::Storage;
 pub use crate::storage::sim::{Call, CrashMode, OpClass, Recording, Replay, SimStorage};
 

@@ -11,4 +11,4 @@ pub mod sync;
 #[cfg(any(feature = "measure_allocs", not(feature = "no_metrics")))]
 pub use allocations::allocations;
 pub use lsn::{Lsn, RedoPosition};
-pub use nonce::Nonces;
+pub use nonce::{Nonces, seed_nonces};
