@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use crate::base::seed_nonces;
 pub use crate::storage::Storage;
-pub use crate::storage::sim::{Call, CrashMode, OpClass, Recording, Replay, SimStorage};
+pub use crate::storage::sim::{
+    Call, CrashMode, Fault, Growth, OpClass, Recording, Replay, SimStorage, Written,
+};
 
 /// Sizes that tests make tiny, so that rare paths run. The default is what a normal open uses.
 #[derive(Clone, Debug)]

@@ -7,6 +7,10 @@
 //! Bytes live in shared pages, so that a crash costs a pointer per page and not a copy of the file.
 //! It is also the storage of platforms without files.
 //!
+//! A crash is chosen by a [`CrashMode`] and a seed, or change by change and sector by sector. As every sector
+//! arrives or not on its own, what reordering could leave is among that: of two writes to a sector, the later
+//! one is lost.
+//!
 //! A *failed* sync does what Linux does: reads go on to see the writes it was to make durable, but no later
 //! sync makes them durable, not even a successful one. Until then they may still have reached the medium.
 //!
@@ -55,6 +59,43 @@ impl CrashMode {
     ];
 }
 
+/// What a crash shows where changes let the file grow that were not synced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Growth {
+    /// The file is as long as what arrived needs.
+    AsWritten,
+    /// It has its full length; what did not arrive is zeros.
+    Zeros,
+    /// It has its full length; what did not arrive is old bytes of the file, or zeros.
+    Stale,
+}
+
+/// How much of a failing write reaches the file all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// Nothing.
+    Nothing,
+    /// The first half: the transfer was short, and what was left of it failed.
+    Half,
+    /// Everything.
+    All,
+}
+
+/// Calls that are to fail.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    /// Which calls; `None`: all of them.
+    pub class: Option<OpClass>,
+    /// Calls among those that still succeed.
+    pub after: u64,
+    /// Calls among those that fail then.
+    pub count: u64,
+    /// What they fail with.
+    pub kind: io::ErrorKind,
+    /// What those of them that write leave.
+    pub written: Written,
+}
+
 /// A kind of call, to choose which ones fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpClass {
@@ -79,8 +120,10 @@ pub struct Call {
     pub offset: u64,
     /// Bytes of its range; 0 for `set_len` and a sync.
     pub len: u64,
-    /// It returned an error and changed nothing.
+    /// It returned an error.
     pub failed: bool,
+    /// Identifies the bytes that it wrote; 0 for other calls.
+    pub print: u64,
 }
 
 /// Bytes in shared pages; a page that is not there is a hole and reads as zeros.
@@ -130,6 +173,10 @@ impl Bytes {
         }
     }
 
+    fn is_zero(&self) -> bool {
+        self.pages.iter().flatten().all(|page| page.iter().all(|byte| *byte == 0))
+    }
+
     fn to_vec(&self) -> Vec<u8> {
         let mut all = vec![0; self.len];
         self.read(0, &mut all);
@@ -167,17 +214,34 @@ impl Change {
         }
     }
 
-    /// Applies what reaches the medium when the change is torn: of a write, each sector on its own.
-    fn apply_torn(&self, bytes: &mut Bytes, random: &mut Random) {
-        let Change::Write(at, data) = self else { return self.apply(bytes) };
-        let mut start = 0;
-        while start < data.len() {
-            let end = ((at + start) / SECTOR * SECTOR + SECTOR - at).min(data.len());
-            if random.coin() {
-                bytes.write(at + start, &data[start..end]);
-            }
-            start = end;
+    /// Sectors of the file that a write touches; the other changes have one part.
+    fn sectors(&self) -> usize {
+        match self {
+            Change::Write(at, data) => (at + data.len()).div_ceil(SECTOR) - at / SECTOR,
+            Change::SetLen(_) | Change::Punch(..) => 1,
         }
+    }
+
+    /// Applies what reaches the medium when the change is torn: of a write, the sectors to `keep`.
+    fn apply_torn(&self, bytes: &mut Bytes, mut keep: impl FnMut(usize) -> bool) {
+        let Change::Write(at, data) = self else {
+            if keep(0) {
+                self.apply(bytes);
+            }
+            return;
+        };
+        for sector in 0..self.sectors() {
+            let border = |n: usize| ((at / SECTOR + n) * SECTOR).saturating_sub(*at).min(data.len());
+            if keep(sector) {
+                bytes.write(at + border(sector), &data[border(sector)..border(sector + 1)]);
+            }
+        }
+    }
+
+    fn print(&self) -> u64 {
+        let Change::Write(_, data) = self else { return 0 };
+        data.iter()
+            .fold(0xCBF2_9CE4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01B3))
     }
 }
 
@@ -213,6 +277,18 @@ enum Effect {
     Changed(Change),
     Synced,
     SyncFailed,
+}
+
+/// A call that fails, and what it does all the same.
+struct Failed {
+    error: io::Error,
+    left: Effect,
+}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Failed {
+        Failed { error, left: Effect::Nothing }
+    }
 }
 
 /// The bytes, and what a crash may do to them.
@@ -251,7 +327,7 @@ impl Medium {
             return self.view.clone();
         }
         if mode == CrashMode::Stale {
-            self.grow_stale(&mut bytes, &mut random);
+            self.grow(&mut bytes, Growth::Stale, &mut random);
         }
         for (i, (change, _)) in self.unsynced.iter().enumerate() {
             match mode {
@@ -268,7 +344,8 @@ impl Medium {
                 }
                 CrashMode::Torn | CrashMode::Stale => {
                     if random.coin() {
-                        change.apply_torn(&mut bytes, &mut random);
+                        let whole = !matches!(change, Change::Write(..));
+                        change.apply_torn(&mut bytes, |_| whole || random.coin());
                     }
                 }
             }
@@ -276,11 +353,27 @@ impl Medium {
         bytes
     }
 
+    /// What is left when the sectors of the unsynced changes arrive that are to be kept.
+    fn crash_keeping(&self, growth: Growth, seed: u64, mut keep: impl FnMut(usize, usize) -> bool) -> Bytes {
+        let mut bytes = self.durable.clone();
+        self.grow(&mut bytes, growth, &mut Random::new(seed));
+        for (i, (change, _)) in self.unsynced.iter().enumerate() {
+            change.apply_torn(&mut bytes, |sector| keep(i, sector));
+        }
+        bytes
+    }
+
     /// Gives `bytes` the length of the view, filled with zeros or with copies of other places of the file.
-    fn grow_stale(&self, bytes: &mut Bytes, random: &mut Random) {
+    fn grow(&self, bytes: &mut Bytes, growth: Growth, random: &mut Random) {
         let sectors = self.durable.len / SECTOR;
         let start = bytes.len;
+        if growth == Growth::AsWritten {
+            return;
+        }
         bytes.set_len(self.view.len.max(start));
+        if growth == Growth::Zeros {
+            return;
+        }
         for (_, _, part) in pieces(start, bytes.len) {
             if sectors > 0 && random.coin() {
                 let from = random.next() as usize % sectors * SECTOR;
@@ -292,21 +385,11 @@ impl Medium {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Failure {
-    /// Which calls; `None`: all of them.
-    class: Option<OpClass>,
-    /// Calls among those that still succeed.
-    after: u64,
-    once: bool,
-    kind: io::ErrorKind,
-}
-
 #[derive(Default)]
 struct State {
     medium: Medium,
     /// At most one per class, and one for all classes.
-    failures: Vec<Failure>,
+    failures: Vec<Fault>,
     /// Calls that failed because they were to.
     injected: u64,
     capacity: Option<u64>,
@@ -326,7 +409,7 @@ impl State {
     }
 
     /// Takes the failure that this call was to meet.
-    fn injected(&mut self, class: OpClass) -> io::Result<()> {
+    fn injected(&mut self, class: OpClass) -> Option<Fault> {
         let mut hit = None;
         for (i, failure) in self.failures.iter_mut().enumerate() {
             if failure.class.is_some_and(|of| of != class) {
@@ -337,20 +420,37 @@ impl State {
                 None => hit = Some(i),
             }
         }
-        let Some(i) = hit else { return Ok(()) };
-        let failure = self.failures[i];
-        if failure.once {
-            self.failures.remove(i);
+        let failure = &mut self.failures[hit?];
+        let fault = *failure;
+        failure.count = failure.count.saturating_sub(1);
+        if failure.count == 0 {
+            self.failures.remove(hit?);
         }
         self.injected += 1;
-        Err(io::Error::new(failure.kind, "injected failure"))
+        Some(fault)
+    }
+
+    /// What a call that is to fail does before.
+    fn spoiled(class: OpClass, wanted: Result<Effect, Failed>, written: Written) -> Effect {
+        match (class, wanted, written) {
+            (OpClass::Sync, _, _) => Effect::SyncFailed,
+            (_, Ok(Effect::Changed(Change::Write(at, data))), Written::Half) if data.len() > 1 => {
+                Effect::Changed(Change::Write(at, data[..data.len() / 2].into()))
+            }
+            (_, Ok(effect @ Effect::Changed(Change::Write(..))), Written::All) => effect,
+            _ => Effect::Nothing,
+        }
+    }
+
+    /// How long the file may grow.
+    fn limit(&self) -> u64 {
+        self.capacity.unwrap_or(LIMIT).min(LIMIT)
     }
 
     /// The end of a range that may grow the file.
     fn room(&self, offset: u64, len: u64) -> io::Result<usize> {
         let end = offset.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
-        let limit = self.capacity.unwrap_or(LIMIT).min(LIMIT);
-        if end > self.medium.view.len as u64 && end > limit {
+        if end > self.medium.view.len as u64 && end > self.limit() {
             return Err(io::ErrorKind::StorageFull.into());
         }
         position(end)
@@ -401,23 +501,27 @@ impl SimStorage {
         &self,
         class: OpClass,
         (offset, len): (u64, u64),
-        body: impl FnOnce(&State) -> io::Result<Effect>,
+        body: impl FnOnce(&State) -> Result<Effect, Failed>,
     ) -> io::Result<()> {
         let mut state = self.state();
         let number = state.ops;
         state.ops += 1;
-        let mut effect = Effect::Nothing;
-        let result = state.powered().and_then(|()| {
-            let injected = state.injected(class);
-            if injected.is_err() && class == OpClass::Sync {
-                effect = Effect::SyncFailed;
+        let (effect, result) = match state.powered().map(|()| state.injected(class)) {
+            Err(off) => (Effect::Nothing, Err(off)),
+            Ok(None) => match body(&state) {
+                Ok(effect) => (effect, Ok(())),
+                Err(Failed { error, left }) => (left, Err(error)),
+            },
+            Ok(Some(fault)) => {
+                let error = io::Error::new(fault.kind, "injected failure");
+                (State::spoiled(class, body(&state), fault.written), Err(error))
             }
-            injected
-        });
-        let result = result.and_then(|()| body(&state)).map(|done| effect = done);
+        };
         state.medium.apply(&effect);
         if let Some(recording) = &mut state.recording {
-            recording.calls.push((Call { number, class, offset, len, failed: result.is_err() }, effect));
+            let print = if let Effect::Changed(change) = &effect { change.print() } else { 0 };
+            let call = Call { number, class, offset, len, failed: result.is_err(), print };
+            recording.calls.push((call, effect));
         }
         result
     }
@@ -431,18 +535,21 @@ impl SimStorage {
     ///
     /// Replaces an earlier failure of the class.
     pub fn fail(&self, class: OpClass, after: u64, once: bool, kind: io::ErrorKind) {
-        self.add_failure(Failure { class: Some(class), after, once, kind });
+        let count = if once { 1 } else { u64::MAX };
+        self.inject(Fault { class: Some(class), after, count, kind, written: Written::Nothing });
     }
 
     /// Makes calls of any class fail after `after` more of them, once or from then on.
     pub fn fail_any(&self, after: u64, once: bool, kind: io::ErrorKind) {
-        self.add_failure(Failure { class: None, after, once, kind });
+        let count = if once { 1 } else { u64::MAX };
+        self.inject(Fault { class: None, after, count, kind, written: Written::Nothing });
     }
 
-    fn add_failure(&self, failure: Failure) {
+    /// Makes calls fail. Replaces an earlier failure of the class.
+    pub fn inject(&self, fault: Fault) {
         let mut state = self.state();
-        state.failures.retain(|other| other.class != failure.class);
-        state.failures.push(failure);
+        state.failures.retain(|other| other.class != fault.class);
+        state.failures.push(fault);
     }
 
     /// Ends injected failures.
@@ -473,6 +580,16 @@ impl SimStorage {
     /// The medium as a crash at this moment leaves it; this one goes on unchanged.
     pub fn crash(&self, seed: u64, mode: CrashMode) -> SimStorage {
         SimStorage::of(self.state().medium.crash(seed, mode))
+    }
+
+    /// As [`Replay::crash_keeping`].
+    pub fn crash_keeping(
+        &self,
+        growth: Growth,
+        seed: u64,
+        keep: impl FnMut(usize, usize) -> bool,
+    ) -> SimStorage {
+        SimStorage::of(self.state().medium.crash_keeping(growth, seed, keep))
     }
 
     /// Records every call from now on; forgets an earlier recording.
@@ -541,25 +658,63 @@ impl Replay<'_> {
     pub fn crash(&self, seed: u64, mode: CrashMode) -> SimStorage {
         SimStorage::of(self.medium.crash(seed, mode))
     }
+
+    /// Of each change that is not synced, in the order they were made, the sectors it touches.
+    pub fn unsynced(&self) -> impl ExactSizeIterator<Item = usize> + '_ {
+        self.medium.unsynced.iter().map(|(change, _)| change.sectors())
+    }
+
+    /// Whether the file is longer than what is durable of it.
+    pub fn is_growing(&self) -> bool {
+        self.medium.view.len > self.medium.durable.len
+    }
+
+    /// The medium as a crash leaves it that lets the sectors arrive for which `keep` says so, by the number of the
+    /// change and of the sector within it. The seed chooses the old bytes.
+    pub fn crash_keeping(
+        &self,
+        growth: Growth,
+        seed: u64,
+        keep: impl FnMut(usize, usize) -> bool,
+    ) -> SimStorage {
+        SimStorage::of(self.medium.crash_keeping(growth, seed, keep))
+    }
 }
 
 impl Storage for SimStorage {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.call(OpClass::Read, (offset, buf.len() as u64), |state| {
+        let read = self.call(OpClass::Read, (offset, buf.len() as u64), |state| {
             let view = &state.medium.view;
             let end = offset.checked_add(buf.len() as u64);
             if end.is_none_or(|end| end > view.len as u64) {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
             }
             view.read(position(offset)?, buf);
             Ok(Effect::Nothing)
-        })
+        });
+        if read.is_err() {
+            // Whoever looks at it nevertheless is to be found out.
+            buf.fill(0xA5);
+        }
+        read
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
         self.call(OpClass::Write, (offset, buf.len() as u64), |state| {
-            let end = state.room(offset, buf.len() as u64)?;
-            Ok(Effect::Changed(Change::Write(end - buf.len(), buf.into())))
+            let write = |at: usize, buf: &[u8]| Effect::Changed(Change::Write(at, buf.into()));
+            match state.room(offset, buf.len() as u64) {
+                Ok(end) => Ok(write(end - buf.len(), buf)),
+                // As much as fits has been written when the system says that there is no room.
+                Err(error) => {
+                    let fits = usize::try_from(state.limit().saturating_sub(offset)).unwrap_or(0);
+                    let left = if fits == 0 || fits >= buf.len() {
+                        Effect::Nothing
+                    } else {
+                        write(position(offset)?, &buf[..fits])
+                    };
+                    Err(Failed { error, left })
+                }
+            }
         })
     }
 
@@ -569,7 +724,7 @@ impl Storage for SimStorage {
 
     /// Nothing was ever written, or only the length of the first write has reached the medium.
     fn is_new(&self) -> io::Result<bool> {
-        Ok(self.contents().iter().all(|byte| *byte == 0))
+        Ok(self.state().medium.view.is_zero())
     }
 
     fn len(&self) -> io::Result<u64> {

@@ -174,3 +174,54 @@ fn room_that_comes_back_can_be_used() {
     assert_eq!(medium.write_at(1 << 40, b"x").expect_err("wild").kind(), io::ErrorKind::StorageFull);
     assert_eq!((medium.len().expect("known"), medium.allocated().expect("known")), (5000, 8192));
 }
+
+#[test]
+fn a_failing_write_leaves_as_much_as_it_is_told() {
+    for (written, left) in [(Written::Nothing, &b""[..]), (Written::Half, b"ab"), (Written::All, b"abcd")] {
+        let medium = SimStorage::new();
+        let kind = io::ErrorKind::StorageFull;
+        medium.inject(Fault { class: Some(OpClass::Write), after: 0, count: 2, kind, written });
+        for _ in 0..2 {
+            assert_eq!(medium.write_at(0, b"abcd").expect_err("injected").kind(), kind);
+        }
+        assert_eq!(medium.contents(), left, "{written:?}");
+        medium.write_at(0, b"abcd").expect("the burst is over");
+        assert_eq!(medium.injected(), 2);
+    }
+    let medium = SimStorage::new();
+    medium.set_capacity(Some(3));
+    medium.write_at(1, b"abcd").expect_err("no room");
+    assert_eq!(medium.contents(), b"\0ab", "what fits was written");
+    let mut buf = [0; 2];
+    medium.fail(OpClass::Read, 0, true, io::ErrorKind::Other);
+    medium.read_at(0, &mut buf).expect_err("injected");
+    assert!(buf != *b"\0a" && buf != [0; 2], "what a failed read leaves is not to be looked at");
+}
+
+#[test]
+fn a_crash_keeps_the_sectors_that_it_is_told() {
+    let medium = SimStorage::holding(vec![7; 2 * SECTOR]);
+    medium.start_recording();
+    medium.write_at(100, &[1; 2 * SECTOR]).expect("room");
+    medium.write_at(3 * SECTOR as u64, &[2; SECTOR]).expect("room");
+    let recording = medium.stop_recording().expect("started");
+    let mut replay = recording.replay();
+    replay.advance_to(medium.ops());
+    assert_eq!(replay.unsynced().collect::<Vec<_>>(), [3, 1]);
+    assert!(replay.is_growing());
+    let middle = replay.crash_keeping(Growth::AsWritten, 0, |change, sector| (change, sector) == (0, 1));
+    let left = middle.contents();
+    assert_eq!(left.len(), 2 * SECTOR);
+    assert!(left[..SECTOR].iter().all(|b| *b == 7) && left[SECTOR..].iter().all(|b| *b == 1));
+    let second = medium.crash_keeping(Growth::Zeros, 0, |change, _| change == 1).contents();
+    assert_eq!(second.len(), 4 * SECTOR);
+    assert!(
+        second[2 * SECTOR..3 * SECTOR].iter().all(|b| *b == 0)
+            && second[3 * SECTOR..].iter().all(|b| *b == 2)
+    );
+    let all = medium.crash_keeping(Growth::AsWritten, 0, |_, _| true).contents();
+    assert!(all == medium.contents(), "what is kept in all its sectors is whole");
+    let stale = |seed| medium.crash_keeping(Growth::Stale, seed, |_, _| false).contents();
+    assert_eq!(stale(3).len(), 4 * SECTOR);
+    assert!((0..20).any(|seed| stale(seed)[2 * SECTOR..].contains(&7)), "old bytes may show");
+}
