@@ -1,0 +1,79 @@
+//! The power fails after every single call of long runs; what is found afterwards is what was promised.
+//!
+//! The run of a seed, some hundred operations of every kind over several trees, is recorded once. Then the medium is
+//! rebuilt as a crash after call k leaves it, for every k and in many ways that unsynced writes may survive: every
+//! subset where there are few, seeded ones where there are more, torn at sectors, with zeros or old bytes where the
+//! file grew. What is left is opened.
+//!
+//! - The contents are those after some number of steps, a prefix over all trees together. A batch or a transaction is
+//!   one step.
+//! - The prefix has every step before the last flush that returned by then, and none not begun by then.
+//! - Opening again, and crashing again at any call while opening or soon after, changes nothing of that.
+//! - An identifier that was handed out is never handed out again.
+//!
+//! States are compared by a fingerprint that does not depend on order, so that a table leads from the contents to
+//! the number of steps. All of it happens on one thread at a time and repeats exactly: a failure prints the line
+//! `SLED_CRASH=...` that leads to it. `SLED_SOAK=n` makes n times as many runs.
+
+#[path = "../common_durability/mod.rs"]
+mod common_durability;
+
+mod check;
+mod explore;
+mod ops;
+mod run;
+mod state;
+mod variants;
+
+use common_durability::soak;
+use explore::{Exploration, record};
+use ops::{DENSE, SHORT};
+use run::alone;
+use sled::testing::OpClass;
+use variants::Effort;
+
+#[test]
+fn any_crash_leaves_a_prefix_with_all_that_was_flushed() {
+    let exploration = Exploration {
+        once: Effort { subsets: 3, tears: 0, random: 3 },
+        recover_every: 40,
+        twice: Effort { subsets: 1, tears: 0, random: 1 },
+    };
+    let tally = exploration.explore("long runs", 0..4 * soak());
+    assert!(std::env::var("SLED_CRASH").is_ok() || tally.states > 3000 && tally.twice > 300, "{tally:?}");
+}
+
+#[test]
+fn a_small_database_survives_any_crash_of_its_creation() {
+    let exploration = Exploration {
+        once: Effort { subsets: 4, tears: 2, random: 4 },
+        recover_every: 4,
+        twice: Effort { subsets: 2, tears: 0, random: 1 },
+    };
+    let tally = exploration.explore("short runs", SHORT..SHORT + 8 * soak());
+    assert!(std::env::var("SLED_CRASH").is_ok() || tally.states > 1000 && tally.twice > 1000, "{tally:?}");
+}
+
+#[test]
+fn whatever_subset_of_few_writes_arrives_is_recovered() {
+    let exploration = Exploration {
+        once: Effort { subsets: 7, tears: 3, random: 1 },
+        recover_every: 20,
+        twice: Effort { subsets: 3, tears: 1, random: 0 },
+    };
+    let tally = exploration.explore("dense runs", DENSE..DENSE + 2 * soak());
+    assert!(std::env::var("SLED_CRASH").is_ok() || tally.states > 3000 && tally.twice > 300, "{tally:?}");
+}
+
+#[test]
+fn a_seed_repeats_every_call_with_the_same_bytes() {
+    let _alone = alone();
+    for seed in [0, 1, SHORT, DENSE] {
+        let [first, again] = [seed, seed].map(|seed| record(seed).calls());
+        assert!(first.iter().filter(|call| call.class == OpClass::Write).all(|call| call.print != 0));
+        let differs = first.iter().zip(&again).position(|(a, b)| a != b);
+        assert_eq!(differs, None, "seed {seed}: the first call that differs");
+        assert_eq!(first.len(), again.len(), "seed {seed}");
+    }
+    assert_ne!(record(SHORT).calls(), record(SHORT + 1).calls(), "another seed is another run");
+}

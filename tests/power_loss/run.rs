@@ -1,0 +1,254 @@
+//! Runs operations on a recorded medium, and knows what a crash after any call of it must and may leave.
+
+use super::common_durability::{block_on, bytes_of, mix, open_tiny};
+use super::ops::{Op, merged};
+use super::state::{DEFAULT, State, apply, contents, print_of};
+use sled::testing::{Call, OpClass, Recording, SimStorage, checkpoint, maintain, seed_nonces};
+use sled::transaction::{ConflictableTransactionError, TransactionError};
+use sled::{Batch, Db, Transactional, Tree};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What is known of a recorded run.
+pub struct Run {
+    pub ops: Vec<Op>,
+    /// The contents before the first operation.
+    before: State,
+    pub redo_buffer: usize,
+    pub recording: Recording,
+    /// From the fingerprint of the contents to the numbers of steps after which they were such, ascending.
+    pub counts: HashMap<u64, Vec<usize>>,
+    /// Of each operation: calls of the medium when it began, and steps when it had ended.
+    begun: Vec<(u64, usize)>,
+    /// Calls when a flush had returned, and how many steps came before it and with it.
+    flushed: Vec<(u64, usize)>,
+    /// Calls when an identifier had been handed out, and which.
+    pub ids: Vec<(u64, u64)>,
+}
+
+/// Opens the medium, runs the operations, closes it, and records all of that.
+pub fn run(medium: &SimStorage, redo_buffer: usize, before: State, ops: Vec<Op>) -> Run {
+    medium.start_recording();
+    let mut db = open_tiny(medium, redo_buffer).expect("a healthy medium");
+    let (mut begun, mut flushed, mut ids) = (Vec::new(), vec![(0, 0)], Vec::new());
+    let mut state = before.clone();
+    let mut print = print_of(&state);
+    let mut counts = HashMap::from([(print, vec![0])]);
+    let mut done = 0;
+    for (number, op) in ops.iter().enumerate() {
+        let calls = medium.ops();
+        match op {
+            Op::GenerateId => {
+                let id = db.generate_id().expect("healthy");
+                assert!(ids.last().is_none_or(|(_, last)| id > *last), "id {id} came again");
+                ids.push((medium.ops(), id));
+            }
+            Op::Flush => drop(db.flush().expect("healthy")),
+            Op::FlushAsync => drop(block_on(db.flush_async()).expect("healthy")),
+            Op::Checkpoint => checkpoint(&db).expect("healthy"),
+            Op::Maintain => maintain(&db).expect("healthy"),
+            Op::Reopen => {
+                drop(db);
+                db = open_tiny(medium, redo_buffer).expect("healthy");
+            }
+            op => write(&db, op, &state).unwrap_or_else(|e| panic!("operation {number}, {op:?}: {e}")),
+        }
+        for step in op.steps(&state) {
+            print = apply(&mut state, print, &step);
+            done += 1;
+            counts.entry(print).or_default().push(done);
+        }
+        begun.push((calls, done));
+        if op.flushes() {
+            flushed.push((medium.ops(), done));
+        }
+    }
+    assert_eq!(contents(&db).expect("healthy"), state, "the run itself went wrong");
+    drop(db);
+    flushed.push((medium.ops(), done));
+    let recording = medium.stop_recording().expect("started above");
+    Run { ops, before, redo_buffer, recording, counts, begun, flushed, ids }
+}
+
+/// Carries out an operation that writes; what it returns must be what `state`, from before it, says.
+fn write(db: &Db, op: &Op, state: &State) -> sled::Result<()> {
+    let tree = |name: &str| db.open_tree(name);
+    let old = |name: &str, key: &[u8]| state[name.as_bytes()].get(key).map(|v| &v[..]);
+    match op {
+        Op::Insert(name, key, value) => {
+            assert_eq!(tree(name)?.insert(key, &value[..])?.as_deref(), old(name, key), "{op:?}");
+        }
+        Op::Remove(name, key) => assert_eq!(tree(name)?.remove(key)?.as_deref(), old(name, key), "{op:?}"),
+        Op::Swap(name, key, expected, new) => {
+            let swapped = tree(name)?.compare_and_swap(key, expected.as_ref(), new.as_deref())?;
+            assert_eq!(swapped.is_ok(), old(name, key) == expected.as_deref(), "{op:?}");
+        }
+        Op::Update(name, key, value) => drop(tree(name)?.update_and_fetch(key, |_| Some(&value[..]))?),
+        Op::Merge(name, key, operand) => {
+            let tree = tree(name)?;
+            tree.set_merge_operator(merged);
+            let new = tree.merge(key, operand)?;
+            assert_eq!(new.map(|v| v.to_vec()), merged(key, old(name, key), operand), "{op:?}");
+        }
+        Op::Batch(writes) => {
+            let mut batch = Batch::default();
+            for (_, key, value) in writes {
+                match value {
+                    Some(value) => batch.insert(&key[..], &value[..]),
+                    None => batch.remove(&key[..]),
+                }
+            }
+            tree(writes[0].0)?.apply_batch(batch)?;
+        }
+        Op::Transaction(_, aborts) => transact(db, op, *aborts, state)?,
+        Op::PopMin(name) => {
+            let first = state[name.as_bytes()].first_key_value().map(|(key, _)| &key[..]);
+            assert_eq!(tree(name)?.pop_min()?.map(|(key, _)| key).as_deref(), first, "{op:?}");
+        }
+        Op::PopMax(name) => {
+            let last = state[name.as_bytes()].last_key_value().map(|(key, _)| &key[..]);
+            assert_eq!(tree(name)?.pop_max()?.map(|(key, _)| key).as_deref(), last, "{op:?}");
+        }
+        Op::Clear(name) => tree(name)?.clear()?,
+        Op::OpenTree(name) => drop(tree(name)?),
+        Op::DropTree(name) => {
+            assert_eq!(db.drop_tree(name)?, state.contains_key(name.as_bytes()), "{op:?}");
+        }
+        other => unreachable!("{other:?} writes nothing"),
+    }
+    Ok(())
+}
+
+/// Carries out a transaction that reads each key before it writes it.
+fn transact(db: &Db, op: &Op, aborts: bool, state: &State) -> sled::Result<()> {
+    let Op::Transaction(writes, _) = op else { unreachable!("called for transactions") };
+    let names = op.trees();
+    let trees: Vec<Tree> = names.iter().map(|name| db.open_tree(name)).collect::<sled::Result<_>>()?;
+    let result = trees.transaction(|views| {
+        for (name, key, value) in writes {
+            let view = &views[names.binary_search(name).expect("among its trees")];
+            let old = view.get(key)?;
+            assert_eq!(old.as_deref(), state[name.as_bytes()].get(key).map(|v| &v[..]), "{op:?}");
+            match value {
+                Some(value) => view.insert(&key[..], &value[..])?,
+                None => view.remove(&key[..])?,
+            };
+        }
+        if aborts { Err(ConflictableTransactionError::Abort(())) } else { Ok(()) }
+    });
+    match result {
+        Ok(()) if !aborts => Ok(()),
+        Err(TransactionError::Abort(())) if aborts => Ok(()),
+        Err(TransactionError::Storage(error)) => Err(error),
+        other => panic!("{op:?} ended with {other:?}"),
+    }
+}
+
+impl Run {
+    /// Numbers of the calls after which the medium differs from before, plus one: how many calls came until then.
+    pub fn crash_points(&self) -> Vec<u64> {
+        let changing = self.recording.calls().filter(|call| call.class != OpClass::Read);
+        let first = self.recording.calls().next().map(|call| call.number);
+        first.into_iter().chain(changing.map(|call| call.number + 1)).collect()
+    }
+
+    /// Steps that must, and that may, be found after a crash when `calls` calls were done.
+    pub fn bounds(&self, calls: u64) -> (usize, usize) {
+        let flushed = self.flushed.partition_point(|(ended, _)| *ended <= calls);
+        let lower = self.flushed[flushed.max(1) - 1].1;
+        let begun = self.begun.partition_point(|(begun, _)| *begun < calls);
+        // A flush with nothing to do makes no call, and has returned as soon as it began.
+        (lower, begun.checked_sub(1).map_or(0, |last| self.begun[last].1).max(lower))
+    }
+
+    /// The number of steps after which the contents were such and may be after a crash then.
+    pub fn fits(&self, print: u64, calls: u64) -> Option<usize> {
+        let (lower, upper) = self.bounds(calls);
+        self.counts.get(&print)?.iter().copied().find(|count| (lower..=upper).contains(count))
+    }
+
+    /// The model after `count` steps.
+    pub fn model(&self, count: usize) -> State {
+        let mut state = self.before.clone();
+        let mut done = 0;
+        for op in &self.ops {
+            for step in op.steps(&state) {
+                if done == count {
+                    return state;
+                }
+                apply(&mut state, 0, &step);
+                done += 1;
+            }
+        }
+        state
+    }
+
+    /// What happens after a recovery that found `count` steps, until the next crash: first operations that the crash
+    /// undid, with other values of the same length, so that what is left of the old ones in the log lies where it
+    /// would fit.
+    pub fn afterwards(&self, found: &State, count: usize, salt: u64) -> Vec<Op> {
+        let other = |value: &[u8]| bytes_of(mix(salt ^ value.len() as u64), value.len());
+        let quiet =
+            |op: &&Op| !op.flushes() && !matches!(op, Op::Checkpoint | Op::Maintain | Op::DropTree(_));
+        let there = |op: &&Op| op.trees().iter().all(|tree| found.contains_key(tree.as_bytes()));
+        let first = self.begun.partition_point(|(_, ended)| *ended <= count);
+        let undone = self.ops[first..].iter().filter(quiet).filter(there).take(2 + salt as usize % 9);
+        let mut ops: Vec<Op> = undone
+            .map(|op| match op {
+                Op::Insert(tree, key, value) => Op::Insert(tree, key.clone(), other(value)),
+                Op::Update(tree, key, value) => Op::Update(tree, key.clone(), other(value)),
+                op => op.clone(),
+            })
+            .collect();
+        ops.insert((1 + salt as usize % 2).min(ops.len()), Op::Flush);
+        let key = |n: u64| format!("key/{:03}", (salt + n * 37) % 160).into_bytes();
+        ops.extend([
+            Op::Insert(DEFAULT, key(0), bytes_of(salt, 20)),
+            Op::GenerateId,
+            Op::Insert(DEFAULT, key(1), bytes_of(salt, 200)),
+            Op::Flush,
+            Op::Remove(DEFAULT, key(0)),
+            Op::OpenTree("after"),
+            Op::Insert("after", key(2), bytes_of(salt, 300)),
+        ]);
+        ops
+    }
+
+    /// The calls as they were made, with what they wrote.
+    pub fn calls(&self) -> Vec<Call> {
+        self.recording.calls().collect()
+    }
+}
+
+/// One test at a time: what a guard of another database holds back is freed at another moment.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs `body` on a thread that has pinned no guard yet, with nothing left to be freed by others, and with nonces
+/// that follow from `seed`: whatever it does to a medium, it does again when it is called again. `Err`: it panicked.
+pub fn repeatable<T: Send>(seed: u64, body: impl FnOnce() -> T + Send) -> std::thread::Result<T> {
+    std::thread::scope(|scope| {
+        let drained = scope.spawn(drain).join();
+        drained.and_then(|()| {
+            let seeded = move || {
+                seed_nonces(Some(mix(seed)));
+                body()
+            };
+            scope.spawn(seeded).join()
+        })
+    })
+}
+
+/// Frees what waits for guards that have ended.
+fn drain() {
+    let freed = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&freed);
+    crossbeam_epoch::pin().defer(move || flag.store(true, Ordering::Release));
+    // Acquire: pairs with the Release above. What is deferred is freed in order.
+    while !freed.load(Ordering::Acquire) {
+        crossbeam_epoch::pin().flush();
+    }
+}
