@@ -513,7 +513,7 @@ impl SimStorage {
                 Err(Failed { error, left }) => (left, Err(error)),
             },
             Ok(Some(fault)) => {
-                let error = io::Error::new(fault.kind, "injected failure");
+                let error = io::Error::new(fault.kind, format!("injected failure {}", state.injected));
                 (State::spoiled(class, body(&state), fault.written), Err(error))
             }
         };
