@@ -1,261 +1,165 @@
-//! Every call of the medium fails once, and from then on; nothing panics, hangs, lies or gets lost.
+//! Every call of the medium fails, alone, in bursts and from then on; nothing panics, hangs, lies or gets lost.
 //!
-//! A workload of a few hundred calls runs once healthy, to count them. Then it runs with the n-th call of a class
-//! failing, for every n, and is compared with a model that knows what an operation that failed may have left.
+//! Workloads of a few hundred calls run once healthy, to count them. Then each runs with the n-th call of a class
+//! failing, for every n, and is compared with a model that knows what an operation that failed may have left. What fails
+//! is the medium (`Other`), has no room (`StorageFull`), or is interrupted; a failing write may have been short, or have
+//! been complete for all that.
 //!
 //! - A failed write or resize is an error to somebody, acknowledges nothing, and may be retried once it can succeed.
-//! - After a failed sync every later write and flush is an error, and reads go on.
-//! - A failed read is an error of that operation only.
-//! - What was acknowledged is there after a reopening, whatever failed.
+//! - After a failed sync every later write and flush is the same error, and reads go on.
+//! - A failed read is an error of that operation only: the same again gives the right answer.
+//! - What was acknowledged is there after a reopening, whatever failed, and what was done at once is whole.
+//!
+//! `SLED_SOAK=n` tries every way to fail at every call.
 
+#[path = "../common_durability/mod.rs"]
 mod common_durability;
 
-use common_durability::{Random, Watchdog, bytes_of, open_tiny, soak};
-use sled::testing::{CrashMode, OpClass, SimStorage, checkpoint, counters, maintain};
-use sled::{Db, Error, Tree};
-use std::collections::BTreeMap;
-use std::io;
+mod model;
+mod opening;
+mod subject;
+mod workload;
+
+use common_durability::{Random, Watchdog, bytes_of, soak};
+use model::{Key, NAMES, Value};
+use sled::Error;
+use sled::testing::{CrashMode, Fault, OpClass, Written, counters};
+use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
+use subject::{Base, Subject, check_reopened};
+use workload::{Op, Workload, key};
 
-const BUFFER: usize = 512;
-const OPS: usize = 420;
-const KEYS: u64 = 60;
+/// Operations of a run.
+const OPS: usize = 180;
+const FOREVER: u64 = u64::MAX;
 
-type Key = (usize, Vec<u8>);
-type Value = Option<Vec<u8>>;
+/// Ways to fail: how often, with what, and what a write leaves.
+const WAYS: [(u64, ErrorKind, Written); 7] = [
+    (1, ErrorKind::Other, Written::Nothing),
+    (FOREVER, ErrorKind::StorageFull, Written::Nothing),
+    (4, ErrorKind::StorageFull, Written::Half),
+    (1, ErrorKind::Interrupted, Written::Half),
+    (4, ErrorKind::Other, Written::All),
+    (FOREVER, ErrorKind::Other, Written::Half),
+    (1, ErrorKind::Other, Written::All),
+];
 
-/// What every key may hold. The last value of a list is the newest.
-#[derive(Clone, Default)]
-struct Model {
-    /// Values that may be read now: one, or two after an operation failed.
-    now: BTreeMap<Key, Vec<Value>>,
-    /// Values that may be found after a crash: the acknowledged ones and everything tried since.
-    later: BTreeMap<Key, Vec<Value>>,
-}
-
-impl Model {
-    fn wrote(&mut self, key: Key, value: Value, returned: bool) {
-        let now = self.now.entry(key.clone()).or_insert_with(|| vec![None]);
-        if returned {
-            now.clear();
-        }
-        now.push(value.clone());
-        self.later.entry(key).or_insert_with(|| vec![None]).push(value);
+/// The ways to try at the n-th call: once, and by default one of the others by turns.
+fn ways(n: u64) -> Vec<(u64, ErrorKind, Written)> {
+    if soak() > 1 {
+        return WAYS.to_vec();
     }
-
-    fn flushed(&mut self) {
-        self.later = self.now.clone();
-    }
-
-    fn read(&mut self, key: Key, value: Value) -> Result<(), String> {
-        let now = self.now.entry(key.clone()).or_insert_with(|| vec![None]);
-        if !now.contains(&value) {
-            return Err(format!(
-                "{key:?} reads as {}, not {}",
-                show(&value),
-                now.iter().map(show).collect::<String>()
-            ));
-        }
-        *now = vec![value];
-        Ok(())
-    }
-}
-
-fn show(value: &Value) -> String {
-    value
-        .as_ref()
-        .map_or("nothing, ".into(), |v| format!("{} bytes {:02x?}.., ", v.len(), &v[..v.len().min(4)]))
-}
-
-/// A database under test; the trees are opened when it is healthy.
-struct Subject {
-    medium: SimStorage,
-    db: Db,
-    trees: [Tree; 2],
-    model: Model,
-    /// Calls of any kind that returned an error.
-    errors: Vec<Error>,
-}
-
-fn trees(db: &Db) -> sled::Result<[Tree; 2]> {
-    Ok([db.open_tree("one")?, db.open_tree("two")?])
-}
-
-impl Subject {
-    fn new() -> Subject {
-        let medium = SimStorage::new();
-        let db = open_tiny(&medium, BUFFER).expect("healthy");
-        let trees = trees(&db).expect("healthy");
-        // Enough to read from the medium what does not fit into the cache.
-        let mut subject = Subject { medium, db, trees, model: Model::default(), errors: Vec::new() };
-        for i in 0..KEYS {
-            subject.put((i as usize % 2, key(i)), Some(bytes_of(i, 1500))).expect("healthy");
-        }
-        subject.flush().expect("healthy");
-        maintain(&subject.db).expect("healthy");
-        subject
-    }
-
-    fn note<T>(&mut self, result: Result<T, Error>) -> Result<T, Error> {
-        if let Err(e) = &result {
-            self.errors.push(e.clone());
-        }
-        result
-    }
-
-    fn put(&mut self, key: Key, value: Value) -> Result<(), Error> {
-        let tree = &self.trees[key.0];
-        let result = match &value {
-            Some(value) => tree.insert(&key.1, &value[..]),
-            None => tree.remove(&key.1),
-        };
-        self.model.wrote(key, value, result.is_ok());
-        self.note(result).map(drop)
-    }
-
-    fn flush(&mut self) -> Result<(), Error> {
-        let result = self.db.flush();
-        if result.is_ok() {
-            self.model.flushed();
-        }
-        self.note(result).map(drop)
-    }
-
-    /// Reads a key; the outer error is a lie of the database, the inner one its honest failure.
-    fn get(&mut self, key: Key) -> Result<Result<(), Error>, String> {
-        let result = self.trees[key.0].get(&key.1);
-        match self.note(result) {
-            Ok(found) => self.model.read(key, found.map(|v| v.to_vec())).map(Ok),
-            Err(e) => Ok(Err(e)),
-        }
-    }
-
-    /// Every key, all of which must be readable.
-    fn read_all(&mut self, when: &str) -> Result<(), String> {
-        let keys: Vec<Key> = self.model.now.keys().cloned().collect();
-        for key in keys {
-            self.get(key.clone())?.map_err(|e| format!("{when}: {key:?} cannot be read: {e}"))?;
-        }
-        for (number, tree) in self.trees.iter().enumerate() {
-            let mut found: Vec<Key> = Vec::new();
-            for pair in tree.iter() {
-                found.push((number, pair.map_err(|e| format!("{when}: the scan fails: {e}"))?.0.to_vec()));
-            }
-            let there = self.model.now.iter().filter(|(key, v)| key.0 == number && v[0].is_some());
-            if !there.map(|(key, _)| key).eq(&found) {
-                return Err(format!("{when}: a scan of tree {number} finds {} other keys", found.len()));
-            }
-        }
-        Ok(())
-    }
-
-    /// One step of the workload.
-    fn step(&mut self, number: usize, random: &mut Random) -> Result<Result<(), Error>, String> {
-        let at = (random.below(2) as usize, key(random.below(KEYS)));
-        let len = if random.below(25) == 0 { 5000 } else { random.below(400) };
-        let value = bytes_of(number as u64 + 1000, 8 + len as usize);
-        Ok(match number % 30 {
-            9 | 19 | 29 => self.flush(),
-            14 => {
-                let result = maintain(&self.db);
-                self.note(result)
-            }
-            24 if number % 60 == 24 => {
-                let result = checkpoint(&self.db);
-                self.note(result)
-            }
-            4 | 7 | 12 | 17 | 22 | 27 => self.get(at)?,
-            2 | 15 => self.put(at, None),
-            _ => self.put(at, Some(value)),
-        })
-    }
-}
-
-fn key(i: u64) -> Vec<u8> {
-    format!("some key {i:04}").into_bytes()
-}
-
-/// Checks that a crash of `medium` holds what `model` says.
-fn check_reopened(medium: &SimStorage, mode: CrashMode, model: &Model) -> Result<(), String> {
-    let after = medium.crash(7, mode);
-    let db = open_tiny(&after, BUFFER).map_err(|e| format!("{mode:?}: does not open: {e}"))?;
-    let trees = trees(&db).map_err(|e| format!("{mode:?}: {e}"))?;
-    let mut there = 0;
-    for (key, values) in &model.later {
-        let found = trees[key.0].get(&key.1).map_err(|e| format!("{mode:?}: {key:?}: {e}"))?;
-        let found = found.map(|v| v.to_vec());
-        there += usize::from(found.is_some());
-        if !values.contains(&found) {
-            let expected: String = values.iter().map(show).collect();
-            return Err(format!("{mode:?}: {key:?} is {} not one of {expected}", show(&found)));
-        }
-    }
-    let counted: usize = trees.iter().map(|tree| tree.iter().filter(Result::is_ok).count()).sum();
-    if counted != there { Err(format!("{mode:?}: {counted} keys instead of {there}")) } else { Ok(()) }
+    let others = WAYS.len() as u64 - 1;
+    vec![WAYS[0], WAYS[(1 + n % others) as usize]]
 }
 
 /// Calls of a class that the healthy workload makes.
-fn calls_of(class: OpClass) -> u64 {
-    let mut subject = Subject::new();
+fn calls_of(base: &Base, ops: &[Op], class: OpClass) -> u64 {
+    let mut subject = base.open();
     subject.medium.start_recording();
-    let mut random = Random(5);
-    for number in 0..OPS {
-        subject.step(number, &mut random).expect("healthy").expect("healthy");
+    for op in ops {
+        subject.perform(op).expect("healthy").expect("healthy");
     }
-    subject.read_all("healthy").expect("healthy");
     let counters = counters(&subject.db);
-    drop(subject.db);
-    let recording = subject.medium.stop_recording().expect("started above");
+    let (medium, _) = subject.close();
+    let recording = medium.stop_recording().expect("started above");
     let count = recording.calls().filter(|call| call.class == class).count() as u64;
     println!("{class:?}: {count} calls; {counters:?}");
     count
 }
 
-/// The workload with one failure in it.
-fn run_failing(class: OpClass, n: u64, once: bool) -> Result<(), String> {
-    let mut subject = Subject::new();
-    subject.medium.fail(class, n, once, io::ErrorKind::Other);
-    let mut random = Random(5);
-    let mut hit = None;
-    for number in 0..OPS {
-        let result = subject.step(number, &mut random)?;
-        let injected = subject.medium.injected();
-        if hit.is_none() && injected > 0 {
-            hit = Some(number);
-            if class == OpClass::Sync {
-                break;
-            }
-            // Whoever was hit, the database goes on; that a later flush does not lie is checked by the crash.
-            if once && class == OpClass::Read && result.is_err() {
-                subject
-                    .step(number, &mut random)?
-                    .map_err(|e| format!("a read that failed once goes on failing: {e}"))?;
-            }
-        }
-        if result.is_err() && injected == 0 {
-            return Err(format!("step {number} fails although nothing did: {:?}", subject.errors));
-        }
+/// The error of an operation must be what the medium said.
+fn is_honest(error: &Error, kind: ErrorKind) -> Result<(), String> {
+    match error {
+        Error::Io(e) if e.kind() == kind => Ok(()),
+        other => Err(format!("the medium failed with {kind:?}, the operation with {other:?}")),
     }
-    if let Some(number) = hit
-        && class == OpClass::Sync
-    {
-        poisoned(&mut subject, number)?;
+}
+
+/// What was to be done at once was done, or was not.
+fn is_whole(subject: &mut Subject, op: &Op) -> Result<(), String> {
+    let (Op::Batch(writes) | Op::Transaction(writes)) = op else { return Ok(()) };
+    let puts: Vec<_> = writes.iter().filter(|(_, value)| value.is_some()).collect();
+    let mut done = 0;
+    for (key, value) in &puts {
+        subject.get(key.clone())?.map_err(|e| format!("{key:?} cannot be read: {e}"))?;
+        done += usize::from(subject.model.now[key][0] == *value);
+    }
+    if done != 0 && done != puts.len() {
+        Err(format!("{done} of {} writes of {op:?}", puts.len()))
+    } else {
+        Ok(())
+    }
+}
+
+/// The workload with failures in it.
+fn run_failing(base: &Base, ops: &[Op], fault: Fault) -> Result<(), String> {
+    let class = fault.class.expect("one class at a time");
+    let mut subject = base.open();
+    subject.medium.inject(fault);
+    for (number, op) in ops.iter().enumerate() {
+        let before = subject.medium.injected();
+        let result = subject.perform(op)?;
+        let injected = subject.medium.injected();
+        if let Err(error) = result {
+            if injected == 0 {
+                return Err(format!("step {number} fails although nothing did: {error}"));
+            }
+            is_honest(&error, fault.kind).map_err(|e| format!("step {number}: {e}"))?;
+            if class == OpClass::Read && fault.count == 1 {
+                let again = subject.perform(op)?;
+                again.map_err(|e| format!("{op:?}, which failed once, goes on failing: {e}"))?;
+            }
+            if class != OpClass::Read {
+                is_whole(&mut subject, op)?;
+            }
+        }
+        // Whoever was hit, the database goes on; that a later flush does not lie is checked by the crash.
+        if class == OpClass::Sync && injected > before {
+            poisoned(&mut subject, number)?;
+            break;
+        }
     }
     for mode in [CrashMode::DropUnsynced, CrashMode::Torn, CrashMode::KeepAll] {
         check_reopened(&subject.medium, mode, &subject.model)?;
     }
     if class != OpClass::Sync {
-        if class == OpClass::Write {
+        if class != OpClass::Read {
             subject.read_all("while writes fail")?;
         }
         resumed(&mut subject)?;
     }
     // The failure may also hit, or go on during, the closing.
-    let Subject { medium, db, trees, model, .. } = subject;
-    drop((db, trees));
+    let (medium, model) = subject.close();
     check_reopened(&medium, CrashMode::DropUnsynced, &model)?;
     check_reopened(&medium, CrashMode::KeepAll, &model)
+}
+
+/// Every kind of write, and of flush.
+fn all_writes(subject: &Subject, salt: u64) -> Vec<Op> {
+    let value = |n: u64| Some(bytes_of(90_000_000 + 100 * salt + n, 40));
+    let mut ops = vec![
+        Op::Put(key(0), value(0)),
+        Op::Put(key(2), Some(bytes_of(salt, 3000))),
+        Op::Swap(key(3), value(3)),
+        Op::Merge(key(4), bytes_of(salt, 9)),
+        Op::Batch(vec![(key(6), value(6)), (key(8), value(8))]),
+        Op::Transaction(vec![(key(7), value(7)), (key(10), value(10))]),
+        Op::OpenTree(format!("never {salt}").into_bytes()),
+        Op::Flush,
+        Op::FlushAsync,
+        Op::Checkpoint,
+    ];
+    // Removing what is not there writes nothing.
+    let there = |wanted: fn(usize) -> bool| {
+        let exists =
+            move |(at, values): &(&Key, &Vec<Value>)| wanted(at.0) && matches!(values[..], [Some(_)]);
+        subject.model.now.iter().find(exists).map(|(at, _)| at.clone())
+    };
+    ops.push(Op::Put(there(|tree| tree != NAMES).expect("not everything was removed"), None));
+    ops.extend(there(|tree| tree == NAMES).map(|(_, name)| Op::DropTree(name)));
+    ops
 }
 
 /// After a failed sync, healed or not: no write, no flush, but every read.
@@ -263,26 +167,22 @@ fn poisoned(subject: &mut Subject, number: usize) -> Result<(), String> {
     for round in 0..2 {
         if subject.errors.is_empty() {
             // Nobody waited for the sync that failed; the next to write or flush is told.
-            subject.flush().err().ok_or("the failed sync is told to nobody")?;
+            let told = subject.perform(&Op::Flush)?;
+            told.err().ok_or("the failed sync is told to nobody")?;
         }
-        let at = |n: u64| (n as usize % 2, key(n));
-        for n in 0..3 {
-            let value = Some(bytes_of(90_000 + number as u64 + n, 40));
-            if subject.put(at(n), value).is_ok() {
-                return Err(format!("round {round}: a write succeeds after a failed sync"));
-            }
-            if subject.flush().is_ok() {
-                return Err(format!("round {round}: a flush succeeds after a failed sync"));
+        for op in all_writes(subject, number as u64) {
+            if subject.perform(&op)?.is_ok() {
+                return Err(format!("round {round}: {op:?} succeeds after a failed sync"));
             }
         }
-        for pass in ["maintain", "checkpoint"] {
-            let result = if pass == "maintain" { maintain(&subject.db) } else { checkpoint(&subject.db) };
-            if pass == "checkpoint" && result.is_ok() {
-                return Err(format!("round {round}: a checkpoint succeeds after a failed sync"));
-            }
+        // Some are reserved already.
+        let ids: Result<Vec<_>, String> = (0..6).map(|_| subject.perform(&Op::GenerateId)).collect();
+        if ids?.iter().all(Result::is_ok) {
+            return Err(format!("round {round}: identifiers are handed out after a failed sync"));
         }
-        if let Some(e) = subject.errors.iter().find(|e| !matches!(e, Error::Io(_))) {
-            return Err(format!("round {round}: not an I/O error: {e:?}"));
+        drop(subject.perform(&Op::Maintain)?);
+        if let Some(other) = subject.errors.iter().find(|error| **error != subject.errors[0]) {
+            return Err(format!("round {round}: {other:?} after {:?}", subject.errors[0]));
         }
         subject.read_all("after a failed sync")?;
         subject.medium.heal();
@@ -294,15 +194,11 @@ fn poisoned(subject: &mut Subject, number: usize) -> Result<(), String> {
 fn resumed(subject: &mut Subject) -> Result<(), String> {
     subject.medium.heal();
     subject.read_all("after the failure ended")?;
-    for n in 0..6 {
-        let at = (n as usize % 2, key(n));
-        subject
-            .put(at, Some(bytes_of(80_000 + n, 300)))
-            .map_err(|e| format!("no write after the failure: {e}"))?;
+    for op in all_writes(subject, 7) {
+        subject.perform(&op)?.map_err(|e| format!("{op:?} after the failure ended: {e}"))?;
     }
-    subject.flush().map_err(|e| format!("no flush after the failure ended: {e}"))?;
-    checkpoint(&subject.db).map_err(|e| format!("no checkpoint after the failure ended: {e}"))?;
     subject.read_all("after the failure ended and a checkpoint")?;
+    subject.perform(&Op::Flush)?.map_err(|e| format!("no flush: {e}"))?;
     check_reopened(&subject.medium, CrashMode::DropUnsynced, &subject.model)
 }
 
@@ -324,17 +220,23 @@ fn attempt(
 }
 
 fn fail_everywhere(class: OpClass) {
-    let (count, start) = (calls_of(class), Instant::now());
-    let dog = Watchdog::new(Duration::from_secs(10));
+    let start = Instant::now();
+    let dog = Watchdog::new(Duration::from_secs(20));
     let mut failures = Vec::new();
-    // Every call up to 400, and a sample of those beyond.
-    let beyond = (400..count).step_by((count as usize / 200 / soak() as usize).max(1));
     let mut runs = 0;
-    for n in (0..count.min(400)).chain(beyond) {
-        for once in [true, false] {
-            runs += 1;
-            let what = format!("{class:?} number {n} fails {}", if once { "once" } else { "from then on" });
-            attempt(&mut failures, &dog, what, || run_failing(class, n, once));
+    for workload in Workload::ALL {
+        let (base, ops) = (Base::of(workload), workload.operations(OPS));
+        let count = calls_of(&base, &ops, class);
+        assert!(count > 0 || class == OpClass::Resize, "{workload:?} has nothing that could fail");
+        // Every call up to 150, and a sample of those beyond.
+        let step = if soak() > 1 { 1 } else { count.saturating_sub(150).div_ceil(60).max(1) };
+        for n in (0..count.min(150)).chain((150..count).step_by(step as usize)) {
+            for (count, kind, written) in ways(n) {
+                runs += 1;
+                let fault = Fault { class: Some(class), after: n, count, kind, written };
+                let what = format!("{workload:?}: {fault:?}");
+                attempt(&mut failures, &dog, what, || run_failing(&base, &ops, fault));
+            }
         }
     }
     assert!(failures.is_empty(), "failures:\n{}", failures.join("\n"));
@@ -362,31 +264,32 @@ fn a_failed_resize_loses_nothing() {
 }
 
 /// Keeps writing until there is no room, at `capacity` bytes.
-fn fill_up(capacity: u64) -> Result<(), String> {
-    let mut subject = Subject::new();
+fn fill_up(base: &Base, capacity: u64) -> Result<(), String> {
+    let mut subject = base.open();
     subject.medium.set_capacity(Some(capacity));
     let mut random = Random(9);
     let mut full = None;
-    for number in 0..20_000 {
+    for number in 0..20_000_u64 {
         // Ever more keys, so that cleaning cannot go on making room.
-        let at = (number % 2, format!("more {number:06}").into_bytes());
-        let result = subject.put(at, Some(bytes_of(number as u64, 200 + random.below(400) as usize)));
-        let result = result.and_then(|()| if number % 10 == 9 { subject.flush() } else { Ok(()) });
+        let at = (number as usize % 2, format!("more {number:06}").into_bytes());
+        let value = bytes_of(number, 200 + random.below(400) as usize);
+        let mut result = subject.perform(&Op::Put(at, Some(value)))?;
+        if number % 10 == 9 && result.is_ok() {
+            result = subject.perform(&Op::Flush)?;
+        }
         if let Err(e) = result {
             full = Some(e);
             break;
         }
     }
-    match full {
-        Some(Error::Io(e)) if e.kind() == io::ErrorKind::StorageFull => {}
-        other => return Err(format!("expected the error StorageFull, got {other:?}")),
-    }
+    is_honest(&full.ok_or("there is always room")?, ErrorKind::StorageFull)?;
     subject.read_all("when full")?;
     for n in 0..20 {
         // May fail or succeed, by what room there is left; neither panics nor lies.
-        let _ = subject.put((0, key(n)), (n % 3 > 0).then(|| bytes_of(n, 700)));
-        let _ = subject.flush();
-        let _ = maintain(&subject.db);
+        let value = (n % 3 > 0).then(|| bytes_of(n, 700));
+        for op in [Op::Put((0, key(n).1), value), Op::Flush, Op::Maintain] {
+            drop(subject.perform(&op)?);
+        }
     }
     subject.read_all("when full for a while")?;
     check_reopened(&subject.medium, CrashMode::DropUnsynced, &subject.model)?;
@@ -394,7 +297,7 @@ fn fill_up(capacity: u64) -> Result<(), String> {
     // Opening while there is no room: an error or the data, and never a loss.
     let still_full = subject.medium.crash(3, CrashMode::DropUnsynced);
     still_full.set_capacity(Some(0));
-    drop(open_tiny(&still_full, BUFFER));
+    drop(common_durability::open_tiny(&still_full, subject::BUFFER));
     still_full.set_capacity(None);
     check_reopened(&still_full, CrashMode::KeepAll, &subject.model)?;
     subject.medium.set_capacity(None);
@@ -405,67 +308,12 @@ fn fill_up(capacity: u64) -> Result<(), String> {
 fn a_full_medium_can_be_read_and_goes_on_when_there_is_room() {
     let dog = Watchdog::new(Duration::from_secs(20));
     let mut failures = Vec::new();
-    let least = Subject::new().medium.contents().len() as u64;
+    let base = Base::of(Workload::BigValues);
+    let least = base.open().medium.contents().len() as u64;
     for step in 0..40 * soak() {
         // Odd numbers too: a write that would have fitted but for some bytes.
         let capacity = least + 100 + step * 9973 / soak();
-        attempt(&mut failures, &dog, format!("capacity {capacity}"), || fill_up(capacity));
-    }
-    assert!(failures.is_empty(), "failures:\n{}", failures.join("\n"));
-}
-
-/// A medium with data in every form: images, big values, a redo tail.
-fn populated() -> (SimStorage, Model) {
-    let mut subject = Subject::new();
-    let mut random = Random(11);
-    for number in 0..200 {
-        subject.step(number, &mut random).expect("healthy").expect("healthy");
-    }
-    subject.flush().expect("healthy");
-    (subject.medium.crash(0, CrashMode::DropUnsynced), subject.model)
-}
-
-/// Fails calls while `medium` is opened; opening it again healed must show `model`.
-fn fail_opening(medium: &SimStorage, n: u64, once: bool, model: &Model) -> Result<(), String> {
-    let medium = medium.crash(0, CrashMode::KeepAll);
-    medium.fail_any(n, once, io::ErrorKind::Other);
-    let opened = open_tiny(&medium, BUFFER);
-    match &opened {
-        Err(Error::Io(_)) => {}
-        Err(e) => return Err(format!("a failed call is not damage: {e:?}")),
-        // It could do without the call that failed; what it shows must be right all the same.
-        Ok(_) => {
-            medium.heal();
-            check_reopened(&medium, CrashMode::KeepAll, model)
-                .map_err(|e| format!("opened in spite: {e}"))?;
-        }
-    }
-    check_reopened(&medium, CrashMode::DropUnsynced, model)?;
-    drop(opened);
-    medium.heal();
-    check_reopened(&medium, CrashMode::Torn, model)?;
-    check_reopened(&medium, CrashMode::KeepAll, model)
-}
-
-#[test]
-fn errors_while_opening_are_errors_and_lose_nothing() {
-    let dog = Watchdog::new(Duration::from_secs(10));
-    let mut failures = Vec::new();
-    let (data, model) = populated();
-    for (name, medium, model) in
-        [("a new database", SimStorage::new(), Model::default()), ("an old database", data, model)]
-    {
-        let counting = medium.crash(0, CrashMode::KeepAll);
-        let opened = open_tiny(&counting, BUFFER).expect("healthy");
-        let count = counting.ops();
-        println!("{name}: opening takes {count} calls");
-        drop(opened);
-        for n in 0..count {
-            for once in [true, false] {
-                let what = format!("{name}: call {n} of opening fails, once: {once}");
-                attempt(&mut failures, &dog, what, || fail_opening(&medium, n, once, &model));
-            }
-        }
+        attempt(&mut failures, &dog, format!("capacity {capacity}"), || fill_up(&base, capacity));
     }
     assert!(failures.is_empty(), "failures:\n{}", failures.join("\n"));
 }
