@@ -203,10 +203,9 @@ impl Subject {
             Err(e) => return Ok(Err(e)),
         };
         let mut found = pairs.iter().map(|(key, value)| ((tree, key.to_vec()), value.to_vec()));
-        let mut expected = self.model.now.iter().filter(|((number, _), _)| *number == tree);
+        let expected = self.model.now.iter().filter(|((number, _), _)| *number == tree);
         let mut next = found.next();
-        loop {
-            let Some((key, values)) = expected.next() else { break };
+        for (key, values) in expected {
             let here = next.take_if(|(found, _)| found == key).map(|(_, value)| value);
             if !values.contains(&here) {
                 return Err(format!("a scan has {here:?} at {key:?}"));

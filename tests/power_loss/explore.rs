@@ -93,8 +93,10 @@ impl std::ops::AddAssign for Tally {
 /// What to do with the run of each seed.
 #[derive(Clone, Copy, Debug)]
 pub struct Exploration {
+    /// The power fails at every so-many-th point.
+    pub every: usize,
     pub once: Effort,
-    /// At every so-many-th point a second crash follows, at each call of the recovery and what comes after it.
+    /// After every so-many-th of them it fails again, at each call of the recovery and what comes after it.
     pub recover_every: usize,
     pub twice: Effort,
 }
@@ -122,7 +124,6 @@ impl Exploration {
         let mut all = Tally::default();
         for seed in seeds {
             let tally = self.explore_seed(seed, &dog);
-            println!("seed {seed}: {tally:?}");
             all += tally;
         }
         println!("{what}: {all:?} in {:?}", start.elapsed());
@@ -132,10 +133,10 @@ impl Exploration {
     fn explore_seed(&self, seed: u64, dog: &Watchdog) -> Tally {
         dog.begin(format!("the run of seed {seed}"));
         let run = record(seed);
-        let points = run.crash_points();
+        let points = run.crash_points().into_iter().skip(seed as usize % self.every).step_by(self.every);
         let mut tally = Tally { runs: 1, calls: run.recording.calls().len() as u64, ..Tally::default() };
         let mut replay = run.recording.replay();
-        for (number, calls) in points.into_iter().enumerate() {
+        for (number, calls) in points.enumerate() {
             replay.advance_to(calls);
             tally.points += 1;
             let variants = self.once.variants(&replay, mix(seed ^ calls << 16));

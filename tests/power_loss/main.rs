@@ -27,44 +27,61 @@ mod state;
 mod variants;
 
 use common_durability::{mix, soak};
-use explore::{Exploration, record};
-use ops::{DENSE, SHORT};
+use explore::{Exploration, Tally, record};
+use ops::{DENSE, MANY, SHORT};
 use run::alone;
 use sled::testing::OpClass;
 use std::process::Command;
 use variants::Effort;
 
+/// What is to be tried at least, unless one case is repeated.
+fn assert_enough(tally: Tally, states: u64, twice: u64) {
+    let is_enough = tally.states >= states && tally.twice >= twice;
+    assert!(is_enough || std::env::var("SLED_CRASH").is_ok(), "only {tally:?}");
+}
+
 #[test]
 fn any_crash_leaves_a_prefix_with_all_that_was_flushed() {
     let exploration = Exploration {
-        once: Effort { subsets: 3, tears: 0, random: 3 },
-        recover_every: 40,
+        every: 1,
+        once: Effort { subsets: 3, tears: 0, random: 2 },
+        recover_every: 60,
         twice: Effort { subsets: 1, tears: 0, random: 1 },
     };
-    let tally = exploration.explore("long runs", 0..4 * soak());
-    assert!(std::env::var("SLED_CRASH").is_ok() || tally.states > 3000 && tally.twice > 300, "{tally:?}");
+    assert_enough(exploration.explore("long runs", 0..2 * soak()), 5000, 1000);
+}
+
+#[test]
+fn any_crash_of_many_different_runs_leaves_a_prefix() {
+    let exploration = Exploration {
+        every: 16,
+        once: Effort { subsets: 3, tears: 1, random: 2 },
+        recover_every: 16,
+        twice: Effort { subsets: 1, tears: 0, random: 1 },
+    };
+    assert_enough(exploration.explore("many runs", MANY..MANY + 64 * soak()), 5000, 1000);
 }
 
 #[test]
 fn a_small_database_survives_any_crash_of_its_creation() {
     let exploration = Exploration {
+        every: 1,
         once: Effort { subsets: 4, tears: 2, random: 4 },
         recover_every: 4,
         twice: Effort { subsets: 2, tears: 0, random: 1 },
     };
-    let tally = exploration.explore("short runs", SHORT..SHORT + 8 * soak());
-    assert!(std::env::var("SLED_CRASH").is_ok() || tally.states > 1000 && tally.twice > 1000, "{tally:?}");
+    assert_enough(exploration.explore("short runs", SHORT..SHORT + 8 * soak()), 1000, 1000);
 }
 
 #[test]
 fn whatever_subset_of_few_writes_arrives_is_recovered() {
     let exploration = Exploration {
+        every: 1,
         once: Effort { subsets: 7, tears: 3, random: 1 },
         recover_every: 20,
         twice: Effort { subsets: 3, tears: 1, random: 0 },
     };
-    let tally = exploration.explore("dense runs", DENSE..DENSE + 2 * soak());
-    assert!(std::env::var("SLED_CRASH").is_ok() || tally.states > 3000 && tally.twice > 300, "{tally:?}");
+    assert_enough(exploration.explore("dense runs", DENSE..DENSE + 2 * soak()), 5000, 1000);
 }
 
 /// A number that stands for all calls of a run and their bytes.
@@ -78,7 +95,7 @@ fn print_of_calls(seed: u64) -> u64 {
 #[test]
 fn a_seed_repeats_every_call_with_the_same_bytes() {
     const CHILD: &str = "SLED_PRINT_OF_CALLS";
-    const SEEDS: [u64; 4] = [0, 1, SHORT, DENSE];
+    const SEEDS: [u64; 5] = [0, 1, SHORT, DENSE, MANY];
     let _alone = alone();
     if let Ok(expected) = std::env::var(CHILD) {
         assert_eq!(format!("{:?}", SEEDS.map(print_of_calls)), expected, "in another process");

@@ -119,12 +119,15 @@ pub struct Plan {
 pub const SHORT: u64 = 1000;
 /// The first seed of the runs that flush so often that everything a crash may leave can be tried.
 pub const DENSE: u64 = 2000;
+/// The first seed of the runs that are many and different, at samples of whose calls the power fails.
+pub const MANY: u64 = 1_000_000;
 
 impl Plan {
     pub fn of(seed: u64) -> Plan {
         let redo_buffer = [256, 1024, 512][seed as usize % 3];
         let general = Plan { redo_buffer, count: 1000, flushes: 30, commits: 80, long: 100 };
         match seed {
+            MANY.. => Plan { count: 300, flushes: 10 + seed % 7 * 15, commits: seed % 4 * 120, ..general },
             SHORT..DENSE => Plan { count: 40, flushes: 60, ..general },
             DENSE.. => Plan { count: 260, flushes: 250, commits: 150, long: 60, ..general },
             // Every other one commits more than it writes plainly.

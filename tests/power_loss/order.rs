@@ -6,7 +6,7 @@
 
 use super::common_durability::{Watchdog, open_tiny};
 use super::explore::record;
-use super::ops::{DENSE, SHORT};
+use super::ops::{DENSE, MANY, SHORT};
 use super::run::{Run, alone, repeatable};
 use super::state::fingerprint;
 use sled::testing::{Call, CrashMode, Growth, OpClass, SimStorage};
@@ -72,7 +72,7 @@ fn check_order(run: &Run, seed: u64, dog: &Watchdog) -> (usize, usize) {
 fn nothing_that_a_crash_needs_is_overwritten_before_its_replacement_is_durable() {
     let _alone = alone();
     let dog = Watchdog::new(Duration::from_secs(30));
-    for seed in [0, 1, SHORT, SHORT + 1, DENSE] {
+    for seed in [0, 1, SHORT, SHORT + 1, DENSE, MANY, MANY + 1] {
         let run = record(seed);
         let checked = repeatable(seed, || check_order(&run, seed, &dog));
         let (changes, images) = checked.expect("the order is kept (see above)");
