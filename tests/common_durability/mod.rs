@@ -200,6 +200,11 @@ impl std::fmt::Debug for Hooked {
 }
 
 impl Hooked {
+    /// Without a hook yet.
+    pub fn on(medium: SimStorage) -> Hooked {
+        Hooked { medium, hook: Arc::default() }
+    }
+
     /// Has `hook` called from now on. It may use the database: no lock is held meanwhile.
     pub fn before(&self, hook: impl Fn(Request<'_>) + Send + Sync + 'static) {
         self.set(Some(Arc::new(hook)));

@@ -35,6 +35,8 @@ pub enum Op {
     Flush,
     FlushAsync,
     Checkpoint,
+    /// A checkpoint, and while it is being written these writes one by one, flushed in the end or not.
+    CheckpointBeside(Vec<Write>, bool),
     Maintain,
     Reopen,
 }
@@ -53,7 +55,7 @@ impl Op {
                 vec![tree]
             }
             Op::Merge(tree, ..) | Op::PopMin(tree) | Op::PopMax(tree) | Op::Clear(tree) => vec![tree],
-            Op::Batch(writes) | Op::Transaction(writes, _) => {
+            Op::Batch(writes) | Op::Transaction(writes, _) | Op::CheckpointBeside(writes, _) => {
                 let mut trees: Vec<_> = writes.iter().map(|(tree, ..)| *tree).collect();
                 trees.sort_unstable();
                 trees.dedup();
@@ -90,6 +92,9 @@ impl Op {
             }
             Op::Batch(writes) | Op::Transaction(writes, false) => {
                 vec![writes.iter().map(|(tree, key, value)| put(tree, key, value.clone())).collect()]
+            }
+            Op::CheckpointBeside(writes, _) => {
+                writes.iter().map(|(tree, key, value)| vec![put(tree, key, value.clone())]).collect()
             }
             Op::PopMin(tree) => remove(tree, pairs(tree).first_key_value()),
             Op::PopMax(tree) => remove(tree, pairs(tree).last_key_value()),
@@ -221,8 +226,14 @@ fn operation(plan: &Plan, random: &mut Random, state: &State) -> Op {
         return plan.commit(random, state);
     }
     match random.below(1000) {
-        0..8 => Op::Checkpoint,
-        8..24 => Op::Maintain,
+        0..5 => Op::Checkpoint,
+        5..10 => {
+            // Sometimes more than a redo segment.
+            let mut writes = plan.writes(random, &[DEFAULT, TREES[1]], 150);
+            writes.truncate(1 + random.below(150) as usize);
+            Op::CheckpointBeside(writes, random.below(2) == 0)
+        }
+        10..24 => Op::Maintain,
         24..30 => Op::Reopen,
         30..48 => Op::GenerateId,
         48..60 => Op::DropTree(transient),

@@ -1,13 +1,13 @@
 //! Runs operations on a recorded medium, and knows what a crash after any call of it must and may leave.
 
-use super::common_durability::{block_on, bytes_of, mix, open_tiny};
-use super::ops::{Op, merged};
+use super::common_durability::{Hooked, Request, block_on, bytes_of, mix, open_tiny};
+use super::ops::{Op, Write, merged};
 use super::state::{DEFAULT, State, apply, contents, print_of};
 use sled::testing::{Call, OpClass, Recording, SimStorage, checkpoint, maintain, seed_nonces};
 use sled::transaction::{ConflictableTransactionError, TransactionError};
 use sled::{Batch, Db, Transactional, Tree};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What is known of a recorded run.
@@ -30,7 +30,8 @@ pub struct Run {
 /// Opens the medium, runs the operations, closes it, and records all of that.
 pub fn run(medium: &SimStorage, redo_buffer: usize, before: State, ops: Vec<Op>) -> Run {
     medium.start_recording();
-    let mut db = open_tiny(medium, redo_buffer).expect("a healthy medium");
+    let hooked = Hooked::on(medium.clone());
+    let mut db = open_tiny(&hooked, redo_buffer).expect("a healthy medium");
     let (mut begun, mut flushed, mut ids) = (Vec::new(), vec![(0, 0)], Vec::new());
     let mut state = before.clone();
     let mut print = print_of(&state);
@@ -50,7 +51,11 @@ pub fn run(medium: &SimStorage, redo_buffer: usize, before: State, ops: Vec<Op>)
             Op::Maintain => maintain(&db).expect("healthy"),
             Op::Reopen => {
                 drop(db);
-                db = open_tiny(medium, redo_buffer).expect("healthy");
+                db = open_tiny(&hooked, redo_buffer).expect("healthy");
+            }
+            Op::CheckpointBeside(writes, flush) => {
+                let calls = checkpoint_beside(&db, &hooked, writes, *flush);
+                flushed.extend(flush.then_some((calls, done + writes.len())));
             }
             op => write(&db, op, &state).unwrap_or_else(|e| panic!("operation {number}, {op:?}: {e}")),
         }
@@ -69,6 +74,33 @@ pub fn run(medium: &SimStorage, redo_buffer: usize, before: State, ops: Vec<Op>)
     flushed.push((medium.ops(), done));
     let recording = medium.stop_recording().expect("started above");
     Run { ops, before, redo_buffer, recording, counts, begun, flushed, ids }
+}
+
+/// Makes a checkpoint, and before its last image is written these writes; calls of the medium when they had returned.
+fn checkpoint_beside(db: &Db, hooked: &Hooked, writes: &[Write], flush: bool) -> u64 {
+    let ended = Arc::new(AtomicU64::new(0));
+    let (calls, medium, other, writes) = (ended.clone(), hooked.medium.clone(), db.clone(), writes.to_vec());
+    let is_root = |request: Request<'_>| request.bytes.starts_with(b"IMG1") && request.bytes[8] == 4;
+    hooked.before_next(is_root, move || {
+        for (tree, key, value) in writes {
+            let tree = other.open_tree(tree).expect("healthy");
+            match value {
+                Some(value) => tree.insert(key, value).expect("healthy"),
+                None => tree.remove(key).expect("healthy"),
+            };
+        }
+        if flush {
+            other.flush().expect("healthy");
+        }
+        // Release: pairs with the Acquire below.
+        calls.store(medium.ops(), Ordering::Release);
+    });
+    checkpoint(db).expect("healthy");
+    hooked.unhook();
+    // Acquire: pairs with the Release above.
+    let ended = ended.load(Ordering::Acquire);
+    assert!(ended > 0, "a checkpoint writes a root");
+    ended
 }
 
 /// Carries out an operation that writes; what it returns must be what `state`, from before it, says.
@@ -189,8 +221,10 @@ impl Run {
     /// would fit.
     pub fn afterwards(&self, found: &State, count: usize, salt: u64) -> Vec<Op> {
         let other = |value: &[u8]| bytes_of(mix(salt ^ value.len() as u64), value.len());
-        let quiet =
-            |op: &&Op| !op.flushes() && !matches!(op, Op::Checkpoint | Op::Maintain | Op::DropTree(_));
+        let quiet = |op: &&Op| {
+            !op.flushes()
+                && !matches!(op, Op::Checkpoint | Op::CheckpointBeside(..) | Op::Maintain | Op::DropTree(_))
+        };
         let there = |op: &&Op| op.trees().iter().all(|tree| found.contains_key(tree.as_bytes()));
         let first = self.begun.partition_point(|(_, ended)| *ended <= count);
         let undone = self.ops[first..].iter().filter(quiet).filter(there).take(2 + salt as usize % 9);
