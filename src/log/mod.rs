@@ -257,7 +257,7 @@ impl Log {
     /// What reading failed with.
     pub fn adopt_big(&self, image: ImageAddr, nonce: u64) -> Result<bool> {
         let Some(number) = self.segments.number(image.offset()) else { return Ok(false) };
-        if !self.segments.is_page(number) {
+        if !self.segments.is_big(number) {
             let mut header = [0; format::HEADER];
             let offset = self.segments.offset(number);
             if offset + header.len() as u64 > self.storage.len()? {
@@ -290,6 +290,7 @@ impl Log {
             return Ok(false);
         }
         match self.pages.read_raw(image) {
+            Ok((header, _)) if header.kind != ImageKind::Big => Ok(false),
             Ok((_, raw)) => {
                 self.storage.write_at(image.offset(), &raw)?;
                 self.segments.note_used(number, image.offset() + image.bytes());

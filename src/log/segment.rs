@@ -485,9 +485,10 @@ impl Segments {
         true
     }
 
-    /// Recovery: whether a page run has its head at `number`.
-    pub fn is_page(&self, number: u32) -> bool {
-        matches!(self.inner().states.get(number as usize), Some(State::Page(_)))
+    /// Recovery: whether a run of big values has its head at `number`.
+    pub fn is_big(&self, number: u32) -> bool {
+        let inner = self.inner();
+        matches!(inner.states.get(number as usize), Some(State::Page(page)) if page.kind == SegmentKind::Big)
     }
 
     /// Recovery: an image that ends at `offset` was found in the run of `number`.

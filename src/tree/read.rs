@@ -92,12 +92,25 @@ impl Forest {
         match value {
             Value::Inline(bytes) => Ok(IVec::from(bytes)),
             Value::Big(bytes) => {
-                let big = self.cache.read_big(BigRef::decode(bytes).image);
-                let (bytes, at) =
-                    big.map_err(|error| error.concerns(&tree.name, key, Some(&successor(key))))?;
+                let (bytes, at) = self.read_big(tree, key, BigRef::decode(bytes))?;
                 Ok(IVec::from(&bytes[at..]))
             }
             Value::Gone => unreachable!("a key without a value was filtered out"),
         }
+    }
+
+    /// Reads the big value that a key refers to: the bytes of its image, and where in them it starts.
+    ///
+    /// # Errors
+    /// `Corruption` when it is damaged, or of another key or length; what reading failed with.
+    pub(super) fn read_big(&self, tree: &BwTree, key: &[u8], big: BigRef) -> Result<(Vec<u8>, usize)> {
+        let error = match self.cache.read_big(big.image) {
+            Ok((bytes, at)) if bytes[4..at] == *key && (bytes.len() - at) as u64 == big.len => {
+                return Ok((bytes, at));
+            }
+            Ok(_) => self.cache.damaged(big.image, "a big value of another key or length"),
+            Err(error) => error,
+        };
+        Err(error.concerns(&tree.name, key, Some(&successor(key))))
     }
 }

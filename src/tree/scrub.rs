@@ -286,11 +286,8 @@ impl Forest {
             let key = [prefix, rest].concat();
             found.counts.big_values += 1;
             found.read(big.image.bytes())?;
-            let error = match self.cache.read_big(big.image) {
-                Ok((bytes, at)) if bytes[4..at] == key && (bytes.len() - at) as u64 == big.len => continue,
-                Ok(_) => self.cache.damaged(big.image, "a big value of another key or length"),
-                Err(error) => self.log().unreadable(big.image.offset(), big.image.bytes(), error),
-            };
+            let Err(error) = self.read_big(tree, &key, big) else { continue };
+            let error = self.log().unreadable(big.image.offset(), big.image.bytes(), error);
             found.note(error.concerns(&tree.name, &key, Some(&successor(&key))))?;
         }
         Ok(())
