@@ -576,6 +576,21 @@ mod tests {
     }
 
     #[test]
+    fn constants_are_those_of_the_specification() {
+        assert_eq!((MAGIC, VERSION), (b"sledbwt\n", 1));
+        assert_eq!((SECTOR, GRAIN, HEADER, SUM_AT), (512, 64, 64, 508));
+        assert_eq!((SLOTS_AT, COPY_AT, SEGMENTS_AT), ([0, 4096], 2048, 8192));
+        assert_eq!(SEGMENT_SIZES, 4096..=16 * 1024 * 1024);
+        assert_eq!(FIRST_LSN, Lsn(64));
+        assert_eq!(sample().slot(), 0, "odd generations");
+        assert_eq!((block_bytes(1), block_bytes(448), block_bytes(449)), (512, 512, 1024));
+        assert_eq!((image_bytes(1), image_bytes(64), image_bytes(65)), (128, 128, 192));
+        assert_eq!(super::super::address::MAX_IMAGE, (1 << 30) - 64);
+        assert_eq!(super::super::address::MAX_OFFSET, (1 << 44) - 64);
+        assert_eq!(super::super::redo_buffer::MAX_RECORD, 1 << 30);
+    }
+
+    #[test]
     fn superblock_damage_and_strangers_are_told_apart() {
         let good = sample().encode();
         for at in (8..SECTOR).step_by(if cfg!(miri) { 499 } else { 1 }) {
