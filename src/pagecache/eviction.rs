@@ -146,7 +146,15 @@ impl<P: Page> PageCache<P> {
         if frame.undecided(used).next().is_some() {
             return Ok(None);
         }
-        let below = if frame.overlay() { Some(self.read_below(frame)?) } else { None };
+        let below = match frame.overlay().then(|| self.read_below(frame)) {
+            None => None,
+            Some(Ok(below)) => Some(below),
+            Some(Err(error)) => {
+                // It stays; others can be evicted, and who needs its keys is told.
+                log::warn!("a page is not evicted: {error}");
+                return Ok(None);
+            }
+        };
         let used = frame.freeze();
         if current(used) {
             self.note_evicted(frame.newest());

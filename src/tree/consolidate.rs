@@ -9,7 +9,8 @@
 
 use super::delta::{Entry, build, gather};
 use super::descent::At;
-use super::leaf::{Leaf, fingerprint, separator};
+use super::leaf::{BigRef, Leaf, Value, fingerprint, separator};
+use super::redo::Record;
 use super::{BwTree, Forest, add};
 use crate::base::Lsn;
 use crate::error::Result;
@@ -116,6 +117,58 @@ impl Forest {
             self.cache.kill_all(&gathered.dropped);
         }
         Ok(())
+    }
+
+    /// Logs the changes of an overlay, whose image cannot be read, once more, so that a checkpoint can do without an image
+    /// that has them: it keeps the one that cannot be read, and replay comes to the changes again. Under the maintenance lock.
+    /// `false`: the image can be read, or the frame was replaced, or a commit is under way in it.
+    ///
+    /// T5 is kept: between the freeze and the new frame nothing is published for these keys, and what is published later
+    /// has a later reservation.
+    ///
+    /// # Errors
+    /// What writing failed with.
+    pub(super) fn log_again(&self, tree: &BwTree, at: At<'_>, guard: &Guard) -> Result<bool> {
+        if !at.frame.overlay() || self.cache.read_below(at.frame).is_ok() {
+            return Ok(false);
+        }
+        let used = at.frame.freeze();
+        let gathered = gather(at.frame, used, None);
+        if !gathered.carried.is_empty() {
+            return Ok(false);
+        }
+        let mut lsns = (Lsn::MAX, gathered.lsns.1);
+        for entry in &gathered.entries {
+            let key = entry.key();
+            let record = match entry.value {
+                Value::Inline(value) => Record::Put { tree: tree.id, key: &key, value },
+                Value::Big(bytes) => {
+                    let big = BigRef::decode(bytes);
+                    Record::PutBig { tree: tree.id, key: &key, big, nonce: self.cache.nonce(big.image) }
+                }
+                Value::Gone => Record::Remove { tree: tree.id, key: &key },
+            };
+            let lsn = self.record(&record)?;
+            lsns = (lsns.0.min(lsn), lsns.1.max(lsn.plus(1)));
+        }
+        let leaf = at.leaf();
+        let base = build(&gathered.entries, leaf.low(), leaf.high());
+        let new = NewFrame {
+            kind: FrameKind::Leaf,
+            overlay: true,
+            tree: tree.id,
+            base: &base,
+            disk: at.frame.disk(),
+            first_lsn: lsns.0,
+            newest: at.frame.newest().max(lsns.1),
+            right: at.frame.right(),
+        };
+        let new = self.cache.frame(new, guard);
+        let replaced = self.cache.replace(at.pid, at.frame, new, guard);
+        if replaced {
+            self.cache.kill_all(&gathered.dropped);
+        }
+        Ok(replaced)
     }
 
     /// Whether all changes are past the base: keys come in ascending order.

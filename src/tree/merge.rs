@@ -26,7 +26,7 @@ impl Forest {
     /// Merges the leaves that were noted as small.
     ///
     /// # Errors
-    /// What reading evicted neighbours failed with.
+    /// What posting or dropping separators failed with.
     pub(super) fn merge_sparse(&self) -> Result<()> {
         while let Some((id, low)) = self.take_sparse() {
             let Some(tree) = self.catalog.get_id(id) else { continue };
@@ -67,10 +67,10 @@ impl Forest {
         let (left_pid, right_pid) = (node.child(left), node.child(left + 1));
         let separator = node.separator(left + 1);
         if level == 0 {
-            // Reads, and may split; then the parent is not this one any more, and the next time is soon enough.
-            let both = self.mergeable(tree, left_pid, guard)?.is_some()
-                && self.mergeable(tree, right_pid, guard)?.is_some();
-            if !both {
+            // Reads, and may split; then the parent is not this one any more, and the next time is soon enough. What
+            // cannot be read stays as it is; who needs it is told.
+            let both = [left_pid, right_pid].map(|pid| self.mergeable(tree, pid, guard));
+            if !both.iter().all(|leaf| matches!(leaf, Ok(Some(_)))) {
                 return Ok(false);
             }
         }

@@ -284,11 +284,13 @@ impl Forest {
         Ok(true)
     }
 
-    fn record(&self, record: &redo::Record<'_>) -> Result<()> {
+    /// Logs a record of something that is visible already, or is about to be; its LSN.
+    fn record(&self, record: &redo::Record<'_>) -> Result<Lsn> {
         let mut space = self.cache.reserve(record.len())?;
+        let lsn = space.lsn();
         record.encode(space.bytes());
         space.complete();
-        Ok(())
+        Ok(lsn)
     }
 
     /// Frees the pages of a dropped tree once nobody can be in it any more.

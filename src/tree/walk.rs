@@ -155,7 +155,10 @@ impl Forest {
         debug_assert_eq!(leaf.low(), low, "T1: the listed leaves have no gaps");
         let within = high.is_none_or(|high| leaf.high().is_some_and(|end| end <= high));
         debug_assert!(within, "T1: leaf {} of tree {} ends behind the next separator", at.pid, tree.id);
-        let image = self.cache.settle(builder, at.pid, at.frame, guard)?;
+        let image = match self.cache.settle(builder, at.pid, at.frame, guard) {
+            Err(_) if self.log_again(tree, at, guard)? => at.frame.disk(),
+            settled => settled?,
+        };
         self.cache.add_leaf(builder, low, image)?;
         if leaf.payload() < self.options.leaf / 4 && !(leaf.low().is_empty() && leaf.high().is_none()) {
             self.note_sparse(tree, low);

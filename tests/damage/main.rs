@@ -7,6 +7,7 @@
 
 #[path = "../common_durability/mod.rs"]
 mod common_durability;
+mod damaged_and_changed;
 mod every_byte;
 mod looking;
 mod salvaging;
@@ -108,4 +109,17 @@ pub fn contents(db: &Db) -> State {
         }
     }
     state
+}
+
+/// What can be read of some keys, and what the errors of the others say is damaged.
+pub fn contents_of_readable(db: &Db, expected: &State) -> (State, Vec<Damage>) {
+    let (mut found, mut damages) = (State::new(), Vec::new());
+    for (name, key) in expected.keys() {
+        match db.open_tree(name).expect("it is there").get(key) {
+            Ok(Some(value)) => drop(found.insert((name.clone(), key.clone()), value.to_vec())),
+            Ok(None) => panic!("{key:?} is missing without an error"),
+            Err(error) => damages.push(error.damage().expect("known").clone()),
+        }
+    }
+    (found, damages)
 }
