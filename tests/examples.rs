@@ -5,6 +5,8 @@
 mod app_state;
 #[path = "../examples/async_flush.rs"]
 mod async_flush;
+#[path = "../examples/doctor.rs"]
+mod doctor;
 #[path = "../examples/merge_operator.rs"]
 mod merge_operator;
 #[path = "../examples/ordered_keys.rs"]
@@ -22,6 +24,11 @@ fn app_state_runs() {
 #[test]
 fn async_flush_runs() {
     async_flush::main().unwrap();
+}
+
+#[test]
+fn doctor_runs() {
+    doctor::show().unwrap();
 }
 
 #[test]
