@@ -63,7 +63,7 @@ pub fn show() -> sled::Result<bool> {
     Ok(true)
 }
 
-pub fn main() -> sled::Result<ExitCode> {
+fn main() -> sled::Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let is_whole = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => show()?,

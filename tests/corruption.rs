@@ -12,8 +12,8 @@
 
 mod common_durability;
 
-use common_durability::{Random, Scratch, Watchdog, bytes_of, files_below, open_tiny, soak};
-use sled::testing::{CrashMode, SimStorage, check_invariants, checkpoint, maintain};
+use common_durability::{Random, Scratch, Watchdog, bytes_of, files_below, open_tiny, soak, tiny};
+use sled::testing::{CrashMode, SimStorage, check_invariants, checkpoint, maintain, salvage};
 use sled::{Config, Db, Error};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::{BTreeMap, BTreeSet};
@@ -255,6 +255,17 @@ fn scan(
     }
 }
 
+/// Verifies a file and salvages what is in it, which end without a panic, whatever they find.
+fn look_over(bytes: &[u8]) {
+    if let Ok(db) = open_tiny(&SimStorage::holding(bytes.to_vec()), BUFFER) {
+        let _ = db.verify();
+    }
+    let to = open_tiny(&SimStorage::new(), BUFFER).expect("healthy");
+    if salvage(SimStorage::holding(bytes.to_vec()), &to, &tiny(BUFFER)).is_ok() {
+        check_invariants(&to).expect("what was salvaged is whole");
+    }
+}
+
 impl Base {
     /// Every key that ever was.
     fn keys(&self) -> impl Iterator<Item = &(usize, Vec<u8>)> {
@@ -288,6 +299,9 @@ impl Base {
 
     /// Opens a mutant twice and checks what it shows.
     fn check(&self, bytes: Vec<u8>, damage: Damage, seed: u64) -> Result<(), String> {
+        if seed.is_multiple_of(8) {
+            look_over(&bytes);
+        }
         let medium = SimStorage::holding(bytes);
         for round in ["first", "second"] {
             let db = match open_tiny(&medium, BUFFER) {
@@ -656,6 +670,9 @@ fn forged_files_neither_panic_nor_hang() {
             let forged: Vec<String> = (0..1 + number % 3).map(|_| forge(&mut bytes, &mut random)).collect();
             let what = format!("{} {number}: {}", base.name, forged.join("; "));
             attempt(&mut failures, &dog, what, || {
+                if number % 4 == 0 {
+                    look_over(&bytes);
+                }
                 let medium = SimStorage::holding(bytes);
                 for _ in 0..2 {
                     let Ok(db) = open_tiny(&medium, BUFFER) else { continue };

@@ -6,6 +6,7 @@ mod app_state;
 #[path = "../examples/async_flush.rs"]
 mod async_flush;
 #[path = "../examples/doctor.rs"]
+#[expect(dead_code, reason = "the command line is not used")]
 mod doctor;
 #[path = "../examples/merge_operator.rs"]
 mod merge_operator;

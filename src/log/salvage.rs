@@ -6,7 +6,7 @@
 
 use super::address::{ImageAddr, MAX_IMAGE, MAX_OFFSET};
 use super::format::{
-    BlockHeader, COPY_AT, GRAIN, HEADER, ImageHeader, ImageKind, SECTOR, SEGMENT_SIZES, SEGMENTS_AT,
+    BlockHeader, COPY_AT, GRAIN, HEADER, ImageHeader, ImageKind, MAGIC, SECTOR, SEGMENT_SIZES, SEGMENTS_AT,
     SLOTS_AT, SegmentHeader, SegmentKind, Superblock, image_bytes,
 };
 use super::record::{EachRecord, Records};
@@ -59,15 +59,26 @@ fn read_what_can_be(storage: &dyn Storage, offset: u64, bytes: &mut [u8]) {
 }
 
 /// The newest superblock if both slots have one, and the size of a segment if any copy tells.
-fn find_superblock(storage: &dyn Storage) -> (Option<Superblock>, Option<u32>) {
+///
+/// # Errors
+/// `Unsupported` when a whole copy is of another version: what it says of the rest is not known.
+fn find_superblock(storage: &dyn Storage) -> Result<(Option<Superblock>, Option<u32>)> {
+    let mut later = None;
     let slots = SLOTS_AT.map(|at| {
         let copies = [at, at + COPY_AT].map(|offset| {
             let mut sector = [0; SECTOR];
             read_what_can_be(storage, offset, &mut sector);
-            Superblock::decode(&sector).ok().flatten().filter(|copy| copy.slot() == at)
+            let copy = Superblock::decode(&sector);
+            if sector.starts_with(MAGIC) {
+                later = later.take().or(copy.as_ref().err().cloned());
+            }
+            copy.ok().flatten().filter(|copy| copy.slot() == at)
         });
         copies.into_iter().flatten().max_by_key(|copy| copy.generation)
     });
+    if let Some(later) = later {
+        return Err(later);
+    }
     let size = slots.iter().flatten().map(|copy| copy.segment).next();
     let newest = match slots {
         [Some(a), Some(b)] if a.generation.abs_diff(b.generation) == 1 => {
@@ -75,7 +86,7 @@ fn find_superblock(storage: &dyn Storage) -> (Option<Superblock>, Option<u32>) {
         }
         _ => None,
     };
-    (newest, size)
+    Ok((newest, size))
 }
 
 /// The size of a segment as the segments' own numbers tell: the one that most of them agree on.
@@ -103,10 +114,14 @@ fn guess_segment_size(storage: &dyn Storage, len: u64) -> Option<u32> {
 /// Searches a file.
 ///
 /// # Errors
-/// What asking for its length failed with; `Unsupported` when nothing of ours is in it.
+/// What asking for its length failed with; `Unsupported` when nothing of ours is in it, or it is of a later version, or
+/// compressed and that is not built in.
 pub fn search(storage: Arc<dyn Storage>) -> Result<Remains> {
     let len = storage.len()?;
-    let (superblock, size) = find_superblock(&*storage);
+    let (superblock, size) = find_superblock(&*storage)?;
+    if superblock.as_ref().is_some_and(|found| found.compressed) && !cfg!(feature = "compression") {
+        return Err(Error::Unsupported("a compressed database needs the cargo feature `compression`".into()));
+    }
     let size = match size.or_else(|| guess_segment_size(&*storage, len)) {
         Some(size) => u64::from(size),
         // One segment, or none with a header: any size will do to go through it.
