@@ -278,8 +278,8 @@ DEFAULT_ID, DEFAULT_NAME = 1, b"__sled__default"
 @dataclass
 class Tree:
     name: bytes
-    records: dict = field(default_factory=dict)  # key to bytes, Reference, or None: it was removed
-    leaves: list = field(default_factory=list)  # low key and address
+    leaves: list = field(default_factory=list)  # low key and address of the image
+    changes: dict = field(default_factory=dict)  # key to bytes, Reference, or None: it was removed
 
 
 @dataclass
@@ -289,7 +289,7 @@ class Trees:
 
 
 def read_directory(images: Images) -> Trees:
-    """The trees of the last checkpoint, and their records."""
+    """The trees of the last checkpoint; no leaf is read yet."""
     trees = Trees()
     offset, size, nonce = images.file.superblock.root
     if (offset, size) != (0, 0):
@@ -307,8 +307,6 @@ def read_directory(images: Images) -> Trees:
         chunks = [images.read(root.number(8), CHUNK) for _ in range(root.number(4))]
         root.end()
         read_items(b"".join(chunks), trees)
-    for tree in trees.by_id.values():
-        read_leaves(images, tree)
     trees.by_id.setdefault(DEFAULT_ID, Tree(DEFAULT_NAME))
     return trees
 
@@ -338,12 +336,14 @@ def read_items(items: bytes, trees: Trees) -> None:
     require(all(tree.leaves for tree in trees.by_id.values()), "a tree without leaves")
 
 
-def read_leaves(images: Images, tree: Tree) -> None:
+def read_records(images: Images, tree: Tree) -> dict:
+    """Key to bytes, Reference or None, of all leaves, and changed since."""
+    records = {}
     ends = [low for low, _ in tree.leaves[1:]] + [None]
     for (low, address), high in zip(tree.leaves, ends):
         if address:
-            for key, value in read_leaf(images.read(address, LEAF), low, high):
-                tree.records[key] = value
+            records.update(read_leaf(images.read(address, LEAF), low, high))
+    return records | tree.changes
 
 
 # --- Leaves --------------------------------------------------------------------------------------------------------------
@@ -533,7 +533,7 @@ class Replay:
                 return False
             for change in changes:
                 if change.tree in self.trees.by_id:
-                    self.trees.by_id[change.tree].records[change.key] = change.value
+                    self.trees.by_id[change.tree].changes[change.key] = change.value
         elif kind == CREATE:
             id, name = cursor.number(4), cursor.take(cursor.left())
             if id >= self.trees.next_id:
@@ -578,7 +578,7 @@ def list_database(path: str) -> None:
         read_redo(file, Replay(images, trees).apply)
     for tree in sorted(trees.by_id.values(), key=lambda tree: tree.name):
         print(json.dumps({"tree": tree.name.hex()}))
-        for key, value in sorted(tree.records.items()):
+        for key, value in sorted(read_records(images, tree).items()):
             if value is not None:
                 value = read_big(images, key, value) if isinstance(value, Reference) else value
                 print(json.dumps({"key": key.hex(), "value": value.hex()}))

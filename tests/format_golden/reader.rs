@@ -199,3 +199,64 @@ fn the_reader_lists_a_database_on_disk_when_nobody_has_it_open() -> Result<()> {
     check(directory.path(), &expected, "closed");
     Ok(())
 }
+
+/// Damages a file somewhere; what was done.
+fn damage(bytes: &mut Vec<u8>, random: &mut Random) -> String {
+    let at = random.index(bytes.len());
+    match random.below(8) {
+        0 => {
+            bytes.truncate(at);
+            format!("cut to {at} bytes")
+        }
+        1 => {
+            let sector = at / 512 * 512;
+            let end = (sector + 512).min(bytes.len());
+            bytes[sector..end].fill(0);
+            format!("zeros from {sector} to {end}")
+        }
+        2 => {
+            let (from, to) = (random.index(bytes.len()) / 512 * 512, at / 512 * 512);
+            let len = 512.min(bytes.len() - from.max(to));
+            bytes.copy_within(from..from + len, to);
+            format!("{len} bytes from {from} to {to}")
+        }
+        _ => {
+            // Most bytes of a small file are void.
+            let at = (at..bytes.len()).find(|at| bytes[*at] != 0).unwrap_or(at);
+            bytes[at] ^= 1 << random.below(8);
+            format!("a bit of byte {at}")
+        }
+    }
+}
+
+/// Where the reader and the engine differ about damage, the specification does not say what is damage.
+#[test]
+fn the_reader_and_the_engine_agree_about_damaged_files() -> Result<()> {
+    let mut refused = 0;
+    let rounds = 40 * soak();
+    for seed in 0..rounds {
+        let mut random = Random::new(seed);
+        let name = *random.pick(&["closed", "crashed", "torn"]);
+        let mut bytes = golden_bytes(name);
+        let what = format!("seed {seed}: {name}, {}", damage(&mut bytes, &mut random));
+        let directory = directory_with("damaged", &bytes);
+        // First the reader: the engine may write.
+        let Some(output) = run(directory.path()) else { return Ok(()) };
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        match crate::config(&directory).open().and_then(|db| list(&db)) {
+            Ok(listing) => {
+                assert!(output.status.success(), "{what}: the engine accepts it: {complaint}");
+                assert!(String::from_utf8_lossy(&output.stdout) == listing, "{what}: listed in another way");
+            }
+            Err(error) => {
+                let damaged = matches!(error, sled::Error::Corruption { .. });
+                let expected = if damaged { DAMAGED } else { UNSUPPORTED };
+                assert_eq!(output.status.code(), Some(expected), "{what}: {error}; {complaint}");
+                refused += 1;
+            }
+        }
+    }
+    println!("{refused} of {rounds} are refused");
+    assert!(refused > rounds / 10 && refused < rounds * 9 / 10, "{refused} of {rounds} are refused");
+    Ok(())
+}
