@@ -3,7 +3,7 @@
 //! It was written from the specification, so where the two differ one of the three is wrong. Without `python3` nothing is
 //! compared, and the output says so.
 
-use crate::common::{Key, Random, Scratch, Value, done, soak};
+use crate::common::{Key, Random, Scratch, Value, done, soak, tiny, tiny_config};
 use crate::listing::list;
 use crate::{directory_with, golden_bytes, golden_listing};
 use sled::testing::{CrashMode, SimStorage, Tuning, checkpoint, counters, open_on};
@@ -181,6 +181,81 @@ fn the_reader_lists_random_databases() -> Result<()> {
         }
         assert!(splits > 20, "seed {seed}: {splits} splits are too few to prove much");
     }
+    Ok(())
+}
+
+/// Power cuts end the stream in every way, also in the middle of what an earlier recovery left: what the engine recovers
+/// is what the specification says.
+#[test]
+fn the_reader_recovers_what_the_engine_does_after_power_cuts() -> Result<()> {
+    for seed in 0..2 * soak() {
+        let mut random = Random::new(seed);
+        let mut medium = SimStorage::new();
+        // Checkpoints are rare, so that a stream has been cut more than once.
+        let tuning = Tuning { redo_budget: 1 << 20, ..tiny(seed, false) };
+        let open = |medium: &SimStorage| open_on(medium.clone(), &tiny_config(), tuning.clone());
+        for round in 0..12 {
+            let db = open(&medium)?;
+            let trees = [db.open_tree("first")?, db.open_tree("second")?];
+            for tree in &trees {
+                tree.set_merge_operator(|_: &[u8], _: Option<&[u8]>, operand: &[u8]| Some(operand.to_vec()));
+            }
+            for _ in 0..random.below(120) {
+                step(&db, &trees, &mut random)?;
+                if random.one_in(20) {
+                    db.flush()?;
+                }
+            }
+            // What is torn most often: a record that goes on in the next segment, and one with a big value.
+            let mut batch = Batch::default();
+            (0..random.below(100)).for_each(|n| batch.insert(n.to_be_bytes(), vec![7; 40]));
+            trees[0].apply_batch(batch)?;
+            trees[1].insert("last", vec![round; 300])?;
+            let mode = *random.pick(&CrashMode::ALL);
+            let left = medium.crash(random.next(), mode);
+            drop((trees, db));
+            let bytes = left.contents();
+            let db = open(&left)?;
+            let expected = list(&db)?;
+            // Not closed either: that might make a checkpoint.
+            medium = left.crash(0, CrashMode::KeepAll);
+            drop(db);
+            let what = format!("seed {seed}, round {round}, {mode:?}");
+            check(directory_with("cut", &bytes).path(), &expected, &what);
+        }
+    }
+    Ok(())
+}
+
+/// A record of which the first blocks are there, and behind it what was written after a recovery.
+#[test]
+fn a_record_cut_by_a_crash_is_void_for_the_reader_as_well() -> Result<()> {
+    let open = |medium: &SimStorage| open_on(medium.clone(), &tiny_config(), tiny(0, false));
+    let medium = SimStorage::new();
+    let db = open(&medium)?;
+    db.insert("before", "it")?;
+    db.flush()?;
+    let before = medium.contents();
+    // Longer than a segment.
+    let mut batch = Batch::default();
+    (0..100_u8).for_each(|n| batch.insert([n], vec![n; 40]));
+    db.apply_batch(batch)?;
+    db.flush()?;
+    let mut bytes = medium.crash(0, CrashMode::KeepAll).contents();
+    let is_block = |bytes: &[u8], at: usize| bytes[at..].starts_with(b"REDO");
+    let is_new = |at: &usize| is_block(&bytes, *at) && !(*at < before.len() && is_block(&before, *at));
+    let blocks: Vec<usize> = (8192..bytes.len()).step_by(512).filter(is_new).collect();
+    assert!(blocks.len() > 1, "the record is in one block");
+    bytes[blocks[blocks.len() - 1]..][..512].fill(0);
+    let cut = SimStorage::holding(bytes.clone());
+    let db = open(&cut)?;
+    assert_eq!(db.len(), 1, "the batch is void");
+    check(directory_with("cut", &bytes).path(), &list(&db)?, "cut");
+    db.insert("after", "it")?;
+    db.flush()?;
+    let left = cut.crash(0, CrashMode::KeepAll).contents();
+    check(directory_with("after", &left).path(), &list(&db)?, "after");
+    assert_eq!(db.len(), 2);
     Ok(())
 }
 
