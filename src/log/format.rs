@@ -78,9 +78,10 @@
 //! 3. When the first slot has generation 1, and the second has none, the database was being created: nothing is in it,
 //!    and there are no segments yet. (Generation 1 with a root offset and redo nonce of 0 is all that a file starts with,
 //!    in one copy. Generations 2 and 3 follow before anything can be written.)
-//! 4. Otherwise a whole copy of another version, with unknown flags or with something in a "zero" means `Unsupported`; so
-//!    does a first slot with another magic, when the second has no whole copy either. Anything else is `Corruption`: slots are written in turn, so
-//!    one without a whole copy may have been the newer one.
+//! 4. Otherwise a whole copy of another version, with unknown flags, with something in a "zero", or with segments of another
+//!    size than those said above means `Unsupported`; so does a first slot with another magic, when the second has no
+//!    whole copy either. Anything else is `Corruption`: slots are written in turn, so one without a whole copy may have been
+//!    the newer one.
 //!
 //! **Versions.** Every later version keeps the places of the four copies, magic, version, the sum at 508, and that whoever
 //! does not know the version or a flag writes nothing and says `Unsupported`. Everything else may differ. A build reads
@@ -282,7 +283,9 @@ impl Superblock {
             )));
         }
         if !SEGMENT_SIZES.contains(&segment) || !segment.is_multiple_of(4096) {
-            return Err(Error::Unsupported(format!("segments of {segment} bytes")));
+            return Err(Error::Unsupported(format!(
+                "segments of {segment} bytes, which version {VERSION} does not have"
+            )));
         }
         let redo = RedoPosition {
             lsn: Lsn(get64(b, 56)),

@@ -163,7 +163,7 @@ const CASES: &[Case] = &[
         "segments of 4 GiB",
         "closed",
         |f| f.superblocks(24, &[0, 0xF0, 0xFF, 0xFF]),
-        "Unsupported: segments of 4294963200 bytes",
+        "Unsupported: segments of 4294963200 bytes, which version 1 does not have",
     ),
     (
         "a root of 1 GiB",
