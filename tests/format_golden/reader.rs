@@ -254,8 +254,10 @@ fn a_record_cut_by_a_crash_is_void_for_the_reader_as_well() -> Result<()> {
     db.insert("after", "it")?;
     db.flush()?;
     let left = cut.crash(0, CrashMode::KeepAll).contents();
-    check(directory_with("after", &left).path(), &list(&db)?, "after");
-    assert_eq!(db.len(), 2);
+    let expected = list(&db)?;
+    check(directory_with("after", &left).path(), &expected, "after");
+    let again = open(&SimStorage::holding(left))?;
+    assert_eq!((again.len(), list(&again)?), (2, expected));
     Ok(())
 }
 
