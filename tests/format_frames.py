@@ -173,7 +173,7 @@ class Images:
         require(padded(stored, 64) == size, f"{what} has another length")
         require(zlib.crc32(data[8 : HEADER + stored]) == number(data, 4, 4), f"{what} has a wrong checksum")
         require((own_offset, nonce) == (offset, run.nonce), f"{what} was written for another place")
-        require(own_kind == kind and packed <= 1 and not zero and not any(data[40:HEADER]), f"{what} is another thing")
+        require(own_kind == kind and packed <= 1 and not zero and not any(data[56:HEADER]), f"{what} is another thing")
         payload = data[HEADER : HEADER + stored]
         if packed:
             require(self.file.superblock.compressed and kind != BIG_VALUE, f"{what} must not be compressed")

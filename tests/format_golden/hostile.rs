@@ -187,7 +187,7 @@ const CASES: &[Case] = &[
         "a name longer than the directory",
         "closed",
         |f| f.image(f.first_chunk(), HEADER + 6, &[0x7F]),
-        "Read corrupted data at file offset None backtrace ()",
+        "Read corrupted data at file offset Some(Inline(20480)) backtrace (): malformed",
     ),
     (
         "a leaf with 4 billion records",
@@ -211,13 +211,13 @@ const CASES: &[Case] = &[
         "a redo record of 4 GiB",
         "crashed",
         |f| f.block(HEADER, &[0xFF; 4]),
-        "Read corrupted data at file offset None backtrace ()",
+        "Read corrupted data at file offset Some(Inline(59392)) backtrace (): malformed redo record",
     ),
     (
         "a redo record without a kind",
         "crashed",
         |f| f.block(HEADER, &[4, 0, 0, 0]),
-        "Read corrupted data at file offset None backtrace ()",
+        "Read corrupted data at file offset Some(Inline(59392)) backtrace (): malformed redo record",
     ),
     (
         "an unknown redo record",
@@ -229,7 +229,7 @@ const CASES: &[Case] = &[
         "a tree without an id",
         "crashed",
         |f| f.block(HEADER, &[8, 0, 0, 0]),
-        "Read corrupted data at file offset None backtrace ()",
+        "Read corrupted data at file offset Some(Inline(59392)) backtrace (): malformed redo record",
     ),
     (
         "a byte of a durable block",
@@ -249,7 +249,8 @@ fn hostile_files_are_refused_for_the_reason_and_not_touched() {
         let opened = config(&directory).open();
         let refused = opened.is_err();
         let error = opened.and_then(|db| list(&db)).expect_err(name);
-        if error.to_string() != *expected {
+        // What follows names the file and says what is wrong there.
+        if !error.to_string().starts_with(expected) {
             wrong.push(format!("{name}: {error}, not {expected}"));
         }
         if refused && std::fs::read(directory.join("db")).expect("still there") != forged.0 {
