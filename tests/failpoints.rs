@@ -8,6 +8,7 @@
 use sled::testing::{self, SimStorage, Tuning};
 use sled::{Config, Db, Error, fail};
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// All places that mean something here, and whether a small program comes by.
 const PLACES: [(&str, bool); 18] = [
@@ -30,6 +31,12 @@ const PLACES: [(&str, bool); 18] = [
     ("file truncation", false),
     ("sync", true),
 ];
+
+/// One test at a time: the places belong to the process.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn open(medium: &SimStorage) -> Result<Db, Error> {
     let tuning =
@@ -57,6 +64,7 @@ fn write(db: &Db, round: u32, tried: &mut BTreeMap<u32, Vec<u32>>) -> Result<(),
 
 #[test]
 fn nothing_that_was_flushed_is_lost_wherever_it_fails() {
+    let _alone = alone();
     for (place, is_met) in PLACES {
         let medium = SimStorage::new();
         let mut tried = BTreeMap::new();
@@ -84,4 +92,40 @@ fn nothing_that_was_flushed_is_lost_wherever_it_fails() {
         }
         assert!(!is_met || failures > 0, "{place} was never met");
     }
+}
+
+/// A creation may be killed before the new names are durable. Whoever opens what it left makes them so, or fails.
+#[test]
+fn nothing_is_opened_whose_name_may_be_lost() {
+    const PLACE: &str = "directory sync";
+    let _alone = alone();
+    let scratch = std::env::temp_dir().join(format!("sled-names-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&scratch);
+    std::fs::create_dir_all(&scratch).unwrap();
+    let directory = scratch.join("a/b");
+    let open = || Config::new().path(&directory).flush_every_ms(None).open();
+    // The entries above come first, from `b` up to the root, and then the one of the file.
+    let depth = directory.ancestors().count() - 1;
+    for failing in [0, 1, depth] {
+        fail::set(PLACE, 1 << failing);
+        assert!(matches!(open(), Err(Error::Io(_))), "sync {failing} of a directory fails");
+        assert!(!fail::is_active(PLACE), "it was met");
+        fail::reset();
+        let _ = std::fs::remove_dir_all(scratch.join("a"));
+    }
+    // As a process leaves it that is killed between giving the file its name and the sync.
+    fail::set(PLACE, 1 << depth);
+    drop(open());
+    let named = directory.join("db").is_file();
+    fail::set(PLACE, u64::MAX);
+    assert!(
+        named && matches!(open(), Err(Error::Io(_))),
+        "a name that was there already is not durable for that"
+    );
+    fail::reset();
+    let db = open().unwrap();
+    db.insert("k", "v").unwrap();
+    db.flush().unwrap();
+    drop(db);
+    std::fs::remove_dir_all(&scratch).unwrap();
 }

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::Storage;
+use crate::base::fail;
 use crate::error::LOCKED;
 use fs2::FileExt as _;
 use std::fs::{File, OpenOptions};
@@ -27,8 +28,8 @@ impl DiskStorage {
     /// `initial`.
     ///
     /// The file gets its name only when `initial` is in it and durable, so a file of that name which is empty
-    /// or shorter is damage, never a creation that was cut short. What was created, directories included, is
-    /// durable when this returns (S4).
+    /// or shorter is damage, never a creation that was cut short. Its entry, and those of the directories around
+    /// it, are durable when this returns (S4), whoever created them.
     ///
     /// # Errors
     /// - kind `Other`, text `could not acquire lock on "...": ...`: somebody has it open, and where the system says who,
@@ -47,6 +48,7 @@ impl DiskStorage {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e),
         }
+        sync_above(directory, &fresh)?;
         let unborn = directory.join(UNBORN);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&unborn)?;
         lock(&file, &path, false)?;
@@ -61,10 +63,6 @@ impl DiskStorage {
             }
             // Not every file system has links.
             Err(_) => std::fs::rename(&unborn, &path)?,
-        }
-        sync_directory(directory)?;
-        for created in fresh {
-            sync_directory(created.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
         }
         // Opened again by its name, which is what tools then show for it. Who is faster has it.
         drop(file);
@@ -95,6 +93,8 @@ impl DiskStorage {
         }
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         lock(&file, path, false)?;
+        // Also when it was there: whoever gave it its name may have been killed before this.
+        sync_directory(parent(path))?;
         Ok(DiskStorage { file, path: path.to_path_buf() })
     }
 }
@@ -151,8 +151,27 @@ fn missing_directories(directory: &Path) -> Vec<PathBuf> {
     missing.map(Path::to_path_buf).collect()
 }
 
+/// The directory that has the entry of `path`.
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Makes the way to a directory durable. Those of its directories that are not `fresh` may be from a creation that
+/// was cut short, or have been there for ever and not be ours to sync.
+fn sync_above(directory: &Path, fresh: &[PathBuf]) -> io::Result<()> {
+    let full = std::path::absolute(directory)?;
+    for (n, created) in full.ancestors().enumerate().take_while(|(_, created)| created.parent().is_some()) {
+        let synced = sync_directory(parent(created));
+        if n < fresh.len() {
+            synced?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes the entries of a directory durable.
 fn sync_directory(directory: &Path) -> io::Result<()> {
+    fail::check("directory sync").map_err(|_| io::Error::other("failpoint"))?;
     File::open(directory)?.sync_all()
 }
 
