@@ -1,21 +1,17 @@
-//! The power fails after every call of a run: each transaction and each batch is there as a whole or not at
-//! all.
+//! The power fails while several threads commit: each transaction is there as a whole or not at all.
 //!
 //! # How it works
 //!
-//! As in the test of power loss, a run of one thread is recorded and the medium rebuilt as a crash after each
-//! call leaves it. Every commit writes its number into each tree it touches, so what is found says how many
-//! commits it must be the contents after; the contents of all trees are compared by a fingerprint. A second
-//! test crashes while several threads commit, where a shared number gives the order of the commits.
+//! A number that all transactions share gives the order of the commits; each writes it into every tree, and an entry of
+//! its own into one of them. What a crash at any moment leaves must be the work of the first so many commits, and of no
+//! fewer than a flush has acknowledged. Crashes after every call of one thread, batches and aborts included, are in the
+//! test of power loss.
 
 use crate::common::{RaiseOnDrop, Random, Watchdog};
 use crate::{decode, done, encode, on_threads, soak};
-use sled::testing::{
-    CrashMode, OpClass, SimStorage, Tuning, check_invariants, checkpoint, counters, maintain, open_on,
-};
-use sled::{Batch, Config, Db, Result, Transactional, Tree};
+use sled::testing::{CrashMode, SimStorage, Tuning, check_invariants, open_on};
+use sled::{Config, Db, Result, Transactional, Tree};
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 const MODES: [CrashMode; 6] = CrashMode::ALL;
@@ -47,172 +43,6 @@ fn found(db: &Db) -> Result<State> {
         }
     }
     Ok(state)
-}
-
-fn print_of(state: &State) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    state.hash(&mut hasher);
-    hasher.finish()
-}
-
-/// What one commit does to the trees: the last operation on a key counts.
-#[derive(Clone)]
-struct Commit {
-    /// By batch, on the first tree it touches.
-    batch: bool,
-    writes: Vec<(usize, Vec<u8>, Option<Vec<u8>>)>,
-}
-
-fn commit(random: &mut Random, number: u64) -> Commit {
-    let batch = random.one_in(3);
-    let first = random.index(3);
-    let mut touched = vec![first];
-    if !batch {
-        touched.extend((0..3).filter(|tree| *tree != first && random.one_in(2)));
-    }
-    let mut writes = Vec::new();
-    let count = if random.one_in(12) { 40 } else { 1 + random.index(8) };
-    for n in 0..count {
-        let key = format!("key/{:03}", random.below(70)).into_bytes();
-        let len = match random.below(20) {
-            0 => 2_000 + random.index(6_000),
-            1 => 500 + random.index(1_500),
-            _ => random.index(60),
-        };
-        let tag = u8::try_from((number + n as u64) % 251).expect("small");
-        let value = (!random.one_in(4)).then(|| vec![tag; len]);
-        writes.push((*random.pick(&touched), key, value));
-    }
-    for tree in touched {
-        writes.push((tree, NUMBER.into(), Some(number.to_be_bytes().to_vec())));
-    }
-    Commit { batch, writes }
-}
-
-impl Commit {
-    fn on(&self, state: &mut State) {
-        for (tree, key, value) in &self.writes {
-            match value {
-                Some(value) => state[*tree].insert(key.clone(), value.clone()),
-                None => state[*tree].remove(key),
-            };
-        }
-    }
-
-    fn run(&self, trees: &[Tree]) -> Result<()> {
-        if self.batch {
-            let mut batch = Batch::default();
-            for (_, key, value) in &self.writes {
-                match value {
-                    Some(value) => batch.insert(&key[..], &value[..]),
-                    None => batch.remove(&key[..]),
-                }
-            }
-            return trees[self.writes[0].0].apply_batch(batch);
-        }
-        done(trees.transaction(|views| {
-            for (tree, key, value) in &self.writes {
-                match value {
-                    Some(value) => views[*tree].insert(&key[..], &value[..])?,
-                    None => views[*tree].remove(&key[..])?,
-                };
-            }
-            Ok(())
-        }))
-    }
-}
-
-/// Runs, records and crashes everywhere; the modes take turns, `passes` of them at each point.
-fn crash_everywhere(seed: u64, passes: usize, dog: &Watchdog) -> Result<()> {
-    const COMMITS: u64 = 220;
-    let mut random = Random::new(seed);
-    let redo_buffer = *random.pick(&[256, 512, 1024]);
-    let medium = SimStorage::new();
-    medium.start_recording();
-    let mut db = open(&medium, redo_buffer, false)?;
-    let mut handles = trees(&db)?;
-    let mut state = State::default();
-    let mut prints = vec![print_of(&state)];
-    // Calls of the medium when each commit began; calls and commits when a flush had returned.
-    let (mut begun, mut flushed) = (Vec::new(), vec![(0, 0)]);
-    for number in 1..=COMMITS {
-        begun.push(medium.ops());
-        let commit = commit(&mut random, number);
-        commit.run(&handles)?;
-        commit.on(&mut state);
-        prints.push(print_of(&state));
-        let mut promised = true;
-        match random.below(40) {
-            0..4 => drop(db.flush()?),
-            4 => {
-                drop((db, handles));
-                db = open(&medium, redo_buffer, false)?;
-                handles = trees(&db)?;
-            }
-            5 => (promised, ()) = (false, checkpoint(&db)?),
-            6 => (promised, ()) = (false, maintain(&db)?),
-            _ => promised = false,
-        }
-        if promised {
-            flushed.push((medium.ops(), number));
-        }
-    }
-    assert_eq!(found(&db)?, state, "the run itself went wrong");
-    println!("seed {seed}: {:?}", counters(&db));
-    drop((db, handles));
-    let recording = medium.stop_recording().expect("started above");
-    let points: Vec<u64> =
-        recording.calls().filter(|call| call.class != OpClass::Read).map(|call| call.number + 1).collect();
-    let check = |left: &SimStorage, calls: u64, what: &str| -> Result<u64> {
-        let db = open(left, redo_buffer, false)?;
-        let state = found(&db)?;
-        let number = state.iter().map(|map| decode(map.get(NUMBER.as_bytes()))).max().expect("three trees");
-        let reached = usize::try_from(number).expect("few commits");
-        assert_eq!(print_of(&state), prints[reached], "{what}: not the contents after {number} commits");
-        let lower = flushed[flushed.partition_point(|(ended, _)| *ended <= calls).max(1) - 1].1;
-        let upper = begun.partition_point(|begun| *begun < calls) as u64;
-        assert!(number >= lower, "{what}: {number} commits, although {lower} were flushed");
-        assert!(number <= upper.max(lower), "{what}: {number} commits, of which {upper} had begun");
-        if calls.is_multiple_of(7) {
-            check_invariants(&db)?;
-        }
-        Ok(number)
-    };
-    let threads = 2;
-    let states = AtomicU64::new(0);
-    on_threads(threads, |thread| {
-        let mut replay = recording.replay();
-        let half = points.len().div_ceil(threads);
-        for (n, calls) in points.iter().enumerate().skip(thread * half).take(half) {
-            replay.advance_to(*calls);
-            for pass in 0..passes {
-                let mode = MODES[(n + pass) % MODES.len()];
-                let what = format!("seed {seed}, {mode:?} after {calls} calls");
-                let left = replay.crash(seed ^ calls << 3 ^ pass as u64, mode);
-                let number = check(&left, *calls, &what)?;
-                // A second crash, before anything new was flushed, changes nothing.
-                if n % 5 == 0 {
-                    let again = check(&left.crash(*calls, CrashMode::DropUnsynced), *calls, &what)?;
-                    assert_eq!(again, number, "{what}: after a second crash");
-                }
-                // Relaxed: statistic.
-                states.fetch_add(1, Ordering::Relaxed);
-                dog.kick();
-            }
-        }
-        Ok(())
-    })?;
-    println!("seed {seed}: {} calls, {} states", points.len(), states.into_inner());
-    Ok(())
-}
-
-#[test]
-fn after_any_crash_each_commit_is_whole_or_gone() -> Result<()> {
-    let dog = Watchdog::start("crashes of transactions", 30);
-    for seed in 0..6 * soak() {
-        crash_everywhere(seed, if soak() > 1 { MODES.len() } else { 1 }, &dog)?;
-    }
-    Ok(())
 }
 
 #[test]
