@@ -70,6 +70,8 @@ impl Case {
 pub struct Tally {
     pub runs: u64,
     pub calls: u64,
+    /// Calls that returned an error.
+    pub failed: u64,
     /// Calls after which the power failed.
     pub points: u64,
     /// Media that were opened after one crash.
@@ -83,6 +85,7 @@ impl std::ops::AddAssign for Tally {
     fn add_assign(&mut self, other: Tally) {
         self.runs += other.runs;
         self.calls += other.calls;
+        self.failed += other.failed;
         self.points += other.points;
         self.states += other.states;
         self.recoveries += other.recoveries;
@@ -134,7 +137,9 @@ impl Exploration {
         dog.begin(format!("the run of seed {seed}"));
         let run = record(seed);
         let points = run.crash_points().into_iter().skip(seed as usize % self.every).step_by(self.every);
-        let mut tally = Tally { runs: 1, calls: run.recording.calls().len() as u64, ..Tally::default() };
+        let calls = run.calls();
+        let failed = calls.iter().filter(|call| call.failed).count() as u64;
+        let mut tally = Tally { runs: 1, calls: calls.len() as u64, failed, ..Tally::default() };
         let mut replay = run.recording.replay();
         for (number, calls) in points.enumerate() {
             replay.advance_to(calls);

@@ -28,7 +28,7 @@ mod variants;
 
 use common_durability::{mix, soak};
 use explore::{Exploration, Tally, record};
-use ops::{DENSE, MANY, SHORT};
+use ops::{DENSE, FAILING, MANY, SHORT};
 use run::alone;
 use sled::testing::OpClass;
 use std::process::Command;
@@ -84,6 +84,20 @@ fn whatever_subset_of_few_writes_arrives_is_recovered() {
     assert_enough(exploration.explore("dense runs", DENSE..DENSE + 2 * soak()), 5000, 1000);
 }
 
+/// What failed and was done again is as it would have been without; a crash comes in between, too.
+#[test]
+fn a_crash_after_failed_calls_leaves_a_prefix() {
+    let exploration = Exploration {
+        every: 2,
+        once: Effort { subsets: 4, tears: 0, random: 2 },
+        recover_every: 24,
+        twice: Effort { subsets: 1, tears: 0, random: 1 },
+    };
+    let tally = exploration.explore("failing runs", FAILING..FAILING + 9 * soak());
+    assert_enough(tally, 3000, 500);
+    assert!(tally.failed > 50 || tally.runs == 0, "{tally:?}");
+}
+
 /// A number that stands for all calls of a run and their bytes.
 fn print_of_calls(seed: u64) -> u64 {
     record(seed).calls().iter().fold(0, |print, call| {
@@ -95,7 +109,7 @@ fn print_of_calls(seed: u64) -> u64 {
 #[test]
 fn a_seed_repeats_every_call_with_the_same_bytes() {
     const CHILD: &str = "SLED_PRINT_OF_CALLS";
-    const SEEDS: [u64; 5] = [0, 1, SHORT, DENSE, MANY];
+    const SEEDS: [u64; 6] = [0, 1, SHORT, DENSE, FAILING, MANY];
     let _alone = alone();
     if let Ok(expected) = std::env::var(CHILD) {
         assert_eq!(format!("{:?}", SEEDS.map(print_of_calls)), expected, "in another process");
@@ -103,7 +117,12 @@ fn a_seed_repeats_every_call_with_the_same_bytes() {
     }
     for seed in SEEDS {
         let [first, again] = [seed, seed].map(|seed| record(seed).calls());
-        assert!(first.iter().filter(|call| call.class == OpClass::Write).all(|call| call.print != 0));
+        assert!(
+            first
+                .iter()
+                .filter(|call| call.class == OpClass::Write)
+                .all(|call| call.failed || call.print != 0)
+        );
         let differs = first.iter().zip(&again).position(|(a, b)| a != b);
         assert_eq!(differs, None, "seed {seed}: the first call that differs");
         assert_eq!(first.len(), again.len(), "seed {seed}");

@@ -2,7 +2,9 @@
 
 use super::common_durability::{Random, bytes_of};
 use super::state::{Change, DEFAULT, Pairs, State, Step, apply, empty};
+use sled::testing::{Fault, OpClass, Written};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 
 /// The trees of a run.
 pub const TREES: [&str; 6] = [DEFAULT, "b", "c", "d", "comes and goes", "too"];
@@ -39,6 +41,8 @@ pub enum Op {
     CheckpointBeside(Vec<Write>, bool),
     Maintain,
     Reopen,
+    /// Calls of the medium fail from here on for a while. What is done meanwhile is tried until it succeeds.
+    Fail(Fault),
 }
 
 /// The merge operator: appends, but for what gets too long.
@@ -63,6 +67,12 @@ impl Op {
             }
             _ => Vec::new(),
         }
+    }
+
+    /// Whether doing it again, after it may have failed half way, leaves the same.
+    fn may_be_repeated(&self) -> bool {
+        let never = matches!(self, Op::Swap(..) | Op::Merge(..) | Op::PopMin(_) | Op::PopMax(_));
+        !never && !matches!(self, Op::CheckpointBeside(..) | Op::Transaction(_, true))
     }
 
     /// Whether everything before it is durable when it has returned.
@@ -118,22 +128,27 @@ pub struct Plan {
     commits: u64,
     /// One of so many values is long.
     long: u64,
+    /// Writes and resizes fail now and then, and there are only operations that may be done twice.
+    fails: bool,
 }
 
 /// The first seed of the short runs, in which creation, the first flush and the first reopening count.
 pub const SHORT: u64 = 1000;
 /// The first seed of the runs that flush so often that everything a crash may leave can be tried.
 pub const DENSE: u64 = 2000;
+/// The first seed of the runs in which calls fail.
+pub const FAILING: u64 = 3000;
 /// The first seed of the runs that are many and different, at samples of whose calls the power fails.
 pub const MANY: u64 = 1_000_000;
 
 impl Plan {
     pub fn of(seed: u64) -> Plan {
         let redo_buffer = [256, 1024, 512][seed as usize % 3];
-        let general = Plan { redo_buffer, count: 1000, flushes: 30, commits: 80, long: 100 };
+        let general = Plan { redo_buffer, count: 1000, flushes: 30, commits: 80, long: 100, fails: false };
         match seed {
             MANY.. => Plan { count: 300, flushes: 10 + seed % 7 * 15, commits: seed % 4 * 120, ..general },
             SHORT..DENSE => Plan { count: 40, flushes: 60, ..general },
+            FAILING.. => Plan { count: 260, flushes: 80 * (seed % 3), commits: 200, fails: true, ..general },
             DENSE.. => Plan { count: 260, flushes: 250, commits: 150, long: 60, ..general },
             // Every other one commits more than it writes plainly.
             _ if seed % 2 == 1 => Plan { commits: 300, flushes: 50, ..general },
@@ -203,7 +218,10 @@ pub fn operations(seed: u64) -> Vec<Op> {
     };
     ops.iter().for_each(|op| carry_out(op, &mut state));
     while ops.len() < plan.count {
-        let op = operation(&plan, &mut random, &state);
+        let op = match operation(&plan, &mut random, &state) {
+            op if plan.fails && !op.may_be_repeated() => fault(&mut random),
+            op => op,
+        };
         carry_out(&op, &mut state);
         ops.push(op);
     }
@@ -212,6 +230,14 @@ pub fn operations(seed: u64) -> Vec<Op> {
         ops.insert(25, Op::Reopen);
     }
     ops
+}
+
+/// A failure that some of the next operations meet.
+fn fault(random: &mut Random) -> Op {
+    let class = if random.below(3) == 0 { OpClass::Resize } else { OpClass::Write };
+    let written = [Written::Nothing, Written::Half, Written::All][random.below(3) as usize];
+    let (after, count) = (random.below(3), 1 + random.below(3));
+    Op::Fail(Fault { class: Some(class), after, count, kind: ErrorKind::StorageFull, written })
 }
 
 fn operation(plan: &Plan, random: &mut Random, state: &State) -> Op {

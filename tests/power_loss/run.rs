@@ -5,7 +5,7 @@ use super::ops::{Op, Write, merged};
 use super::state::{DEFAULT, State, apply, contents, print_of};
 use sled::testing::{Call, OpClass, Recording, SimStorage, checkpoint, maintain, seed_nonces};
 use sled::transaction::{ConflictableTransactionError, TransactionError};
-use sled::{Batch, Db, Transactional, Tree};
+use sled::{Batch, Db, Error, Transactional, Tree};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,19 +37,23 @@ pub fn run(medium: &SimStorage, redo_buffer: usize, before: State, ops: Vec<Op>)
     let mut print = print_of(&state);
     let mut counts = HashMap::from([(print, vec![0])]);
     let mut done = 0;
-    for (number, op) in ops.iter().enumerate() {
+    let fails = ops.iter().any(|op| matches!(op, Op::Fail(_)));
+    for op in &ops {
         let calls = medium.ops();
         match op {
             Op::GenerateId => {
-                let id = db.generate_id().expect("healthy");
+                let id = insist(fails, |_| db.generate_id());
                 assert!(ids.last().is_none_or(|(_, last)| id > *last), "id {id} came again");
                 ids.push((medium.ops(), id));
             }
-            Op::Flush => drop(db.flush().expect("healthy")),
-            Op::FlushAsync => drop(block_on(db.flush_async()).expect("healthy")),
-            Op::Checkpoint => checkpoint(&db).expect("healthy"),
-            Op::Maintain => maintain(&db).expect("healthy"),
+            Op::Flush => drop(insist(fails, |_| db.flush())),
+            Op::FlushAsync => drop(insist(fails, |_| block_on(db.flush_async()))),
+            Op::Checkpoint => insist(fails, |_| checkpoint(&db)),
+            Op::Maintain => insist(fails, |_| maintain(&db)),
+            Op::Fail(fault) => medium.inject(*fault),
             Op::Reopen => {
+                // Nobody is told what closing failed with.
+                medium.heal();
                 drop(db);
                 db = open_tiny(&hooked, redo_buffer).expect("healthy");
             }
@@ -57,7 +61,7 @@ pub fn run(medium: &SimStorage, redo_buffer: usize, before: State, ops: Vec<Op>)
                 let calls = checkpoint_beside(&db, &hooked, writes, *flush);
                 flushed.extend(flush.then_some((calls, done + writes.len())));
             }
-            op => write(&db, op, &state).unwrap_or_else(|e| panic!("operation {number}, {op:?}: {e}")),
+            op => insist(fails, |again| write(&db, op, &state, again)),
         }
         for step in op.steps(&state) {
             print = apply(&mut state, print, &step);
@@ -69,11 +73,24 @@ pub fn run(medium: &SimStorage, redo_buffer: usize, before: State, ops: Vec<Op>)
             flushed.push((medium.ops(), done));
         }
     }
+    medium.heal();
     assert_eq!(contents(&db).expect("healthy"), state, "the run itself went wrong");
     drop(db);
     flushed.push((medium.ops(), done));
     let recording = medium.stop_recording().expect("started above");
     Run { ops, before, redo_buffer, recording, counts, begun, flushed, ids }
+}
+
+/// Tries until it succeeds where calls fail, which `body` is told from the second time on; once where they do not.
+fn insist<T>(fails: bool, mut body: impl FnMut(bool) -> sled::Result<T>) -> T {
+    for again in [false].into_iter().chain([true; 30]) {
+        match body(again) {
+            Ok(done) => return done,
+            Err(Error::Io(_)) if fails => {}
+            Err(error) => panic!("a healthy medium, and {error}"),
+        }
+    }
+    panic!("failures end, and this goes on failing");
 }
 
 /// Makes a checkpoint, and before its last image is written these writes; calls of the medium when they had returned.
@@ -103,15 +120,20 @@ fn checkpoint_beside(db: &Db, hooked: &Hooked, writes: &[Write], flush: bool) ->
     ended
 }
 
-/// Carries out an operation that writes; what it returns must be what `state`, from before it, says.
-fn write(db: &Db, op: &Op, state: &State) -> sled::Result<()> {
+/// Carries out an operation that writes; what it returns must be what `state`, from before it, says, unless it is done
+/// again.
+fn write(db: &Db, op: &Op, state: &State, again: bool) -> sled::Result<()> {
     let tree = |name: &str| db.open_tree(name);
     let old = |name: &str, key: &[u8]| state[name.as_bytes()].get(key).map(|v| &v[..]);
     match op {
         Op::Insert(name, key, value) => {
-            assert_eq!(tree(name)?.insert(key, &value[..])?.as_deref(), old(name, key), "{op:?}");
+            let found = tree(name)?.insert(key, &value[..])?;
+            assert!(again || found.as_deref() == old(name, key), "{op:?}");
         }
-        Op::Remove(name, key) => assert_eq!(tree(name)?.remove(key)?.as_deref(), old(name, key), "{op:?}"),
+        Op::Remove(name, key) => {
+            let found = tree(name)?.remove(key)?;
+            assert!(again || found.as_deref() == old(name, key), "{op:?}");
+        }
         Op::Swap(name, key, expected, new) => {
             let swapped = tree(name)?.compare_and_swap(key, expected.as_ref(), new.as_deref())?;
             assert_eq!(swapped.is_ok(), old(name, key) == expected.as_deref(), "{op:?}");
@@ -133,7 +155,7 @@ fn write(db: &Db, op: &Op, state: &State) -> sled::Result<()> {
             }
             tree(writes[0].0)?.apply_batch(batch)?;
         }
-        Op::Transaction(_, aborts) => transact(db, op, *aborts, state)?,
+        Op::Transaction(_, aborts) => transact(db, op, *aborts, (!again).then_some(state))?,
         Op::PopMin(name) => {
             let first = state[name.as_bytes()].first_key_value().map(|(key, _)| &key[..]);
             assert_eq!(tree(name)?.pop_min()?.map(|(key, _)| key).as_deref(), first, "{op:?}");
@@ -145,7 +167,8 @@ fn write(db: &Db, op: &Op, state: &State) -> sled::Result<()> {
         Op::Clear(name) => tree(name)?.clear()?,
         Op::OpenTree(name) => drop(tree(name)?),
         Op::DropTree(name) => {
-            assert_eq!(db.drop_tree(name)?, state.contains_key(name.as_bytes()), "{op:?}");
+            let existed = db.drop_tree(name)?;
+            assert!(again || existed == state.contains_key(name.as_bytes()), "{op:?}");
         }
         other => unreachable!("{other:?} writes nothing"),
     }
@@ -153,7 +176,7 @@ fn write(db: &Db, op: &Op, state: &State) -> sled::Result<()> {
 }
 
 /// Carries out a transaction that reads each key before it writes it.
-fn transact(db: &Db, op: &Op, aborts: bool, state: &State) -> sled::Result<()> {
+fn transact(db: &Db, op: &Op, aborts: bool, state: Option<&State>) -> sled::Result<()> {
     let Op::Transaction(writes, _) = op else { unreachable!("called for transactions") };
     let names = op.trees();
     let trees: Vec<Tree> = names.iter().map(|name| db.open_tree(name)).collect::<sled::Result<_>>()?;
@@ -161,7 +184,9 @@ fn transact(db: &Db, op: &Op, aborts: bool, state: &State) -> sled::Result<()> {
         for (name, key, value) in writes {
             let view = &views[names.binary_search(name).expect("among its trees")];
             let old = view.get(key)?;
-            assert_eq!(old.as_deref(), state[name.as_bytes()].get(key).map(|v| &v[..]), "{op:?}");
+            if let Some(state) = state {
+                assert_eq!(old.as_deref(), state[name.as_bytes()].get(key).map(|v| &v[..]), "{op:?}");
+            }
             match value {
                 Some(value) => view.insert(&key[..], &value[..])?,
                 None => view.remove(&key[..])?,
@@ -223,7 +248,10 @@ impl Run {
         let other = |value: &[u8]| bytes_of(mix(salt ^ value.len() as u64), value.len());
         let quiet = |op: &&Op| {
             !op.flushes()
-                && !matches!(op, Op::Checkpoint | Op::CheckpointBeside(..) | Op::Maintain | Op::DropTree(_))
+                && !matches!(
+                    op,
+                    Op::Checkpoint | Op::CheckpointBeside(..) | Op::Maintain | Op::DropTree(_) | Op::Fail(_)
+                )
         };
         let there = |op: &&Op| op.trees().iter().all(|tree| found.contains_key(tree.as_bytes()));
         let first = self.begun.partition_point(|(_, ended)| *ended <= count);
