@@ -18,7 +18,15 @@
 //! without another run. It shares the bytes of the writes with the list, so that memory stays linear in what
 //! was written.
 
+mod bytes;
+mod medium;
+mod recording;
+
+pub use recording::{Recording, Replay};
+
 use super::Storage;
+use bytes::Bytes;
+use medium::{Change, Effect, Medium};
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -126,159 +134,6 @@ pub struct Call {
     pub print: u64,
 }
 
-/// Bytes in shared pages; a page that is not there is a hole and reads as zeros.
-#[derive(Clone, Default)]
-struct Bytes {
-    len: usize,
-    /// As many as `len` needs; bytes of the last one past `len` are zero.
-    pages: Vec<Option<Arc<[u8; PAGE]>>>,
-}
-
-impl Bytes {
-    fn set_len(&mut self, len: usize) {
-        if len < self.len {
-            self.zero(len, self.len);
-        }
-        self.pages.resize(len.div_ceil(PAGE), None);
-        self.len = len;
-    }
-
-    fn write(&mut self, at: usize, data: &[u8]) {
-        self.set_len(self.len.max(at + data.len()));
-        for (page, within, part) in pieces(at, at + data.len()) {
-            let bytes = self.pages[page].get_or_insert_with(|| Arc::new([0; PAGE]));
-            Arc::make_mut(bytes)[within..within + part.len()]
-                .copy_from_slice(&data[part.start - at..part.end - at]);
-        }
-    }
-
-    fn read(&self, at: usize, buf: &mut [u8]) {
-        for (page, within, part) in pieces(at, at + buf.len()) {
-            let into = &mut buf[part.start - at..part.end - at];
-            match &self.pages[page] {
-                Some(bytes) => into.copy_from_slice(&bytes[within..within + into.len()]),
-                None => into.fill(0),
-            }
-        }
-    }
-
-    /// Whole pages become holes.
-    fn zero(&mut self, start: usize, end: usize) {
-        for (page, within, part) in pieces(start.min(self.len), end.min(self.len)) {
-            if part.len() == PAGE {
-                self.pages[page] = None;
-            } else if let Some(bytes) = &mut self.pages[page] {
-                Arc::make_mut(bytes)[within..within + part.len()].fill(0);
-            }
-        }
-    }
-
-    fn is_zero(&self) -> bool {
-        self.pages.iter().flatten().all(|page| page.iter().all(|byte| *byte == 0))
-    }
-
-    fn to_vec(&self) -> Vec<u8> {
-        let mut all = vec![0; self.len];
-        self.read(0, &mut all);
-        all
-    }
-
-    fn allocated(&self) -> usize {
-        self.pages.iter().flatten().count() * PAGE
-    }
-}
-
-/// The range cut at page borders: page, offset within it, part of the range.
-fn pieces(start: usize, end: usize) -> impl Iterator<Item = (usize, usize, std::ops::Range<usize>)> {
-    let mut at = start;
-    std::iter::from_fn(move || {
-        let part = at..((at / PAGE + 1) * PAGE).min(end);
-        at = part.end;
-        (part.start < part.end).then_some((part.start / PAGE, part.start % PAGE, part))
-    })
-}
-
-#[derive(Clone, Debug)]
-enum Change {
-    Write(usize, Arc<[u8]>),
-    SetLen(usize),
-    Punch(usize, usize),
-}
-
-impl Change {
-    fn apply(&self, bytes: &mut Bytes) {
-        match self {
-            Change::Write(at, data) => bytes.write(*at, data),
-            Change::SetLen(len) => bytes.set_len(*len),
-            Change::Punch(at, len) => bytes.zero(*at, at.saturating_add(*len)),
-        }
-    }
-
-    /// Sectors of the file that a write touches; the other changes have one part.
-    fn sectors(&self) -> usize {
-        match self {
-            Change::Write(at, data) => (at + data.len()).div_ceil(SECTOR) - at / SECTOR,
-            Change::SetLen(_) | Change::Punch(..) => 1,
-        }
-    }
-
-    /// Applies what reaches the medium when the change is torn: of a write, the sectors to `keep`.
-    fn apply_torn(&self, bytes: &mut Bytes, mut keep: impl FnMut(usize) -> bool) {
-        let Change::Write(at, data) = self else {
-            if keep(0) {
-                self.apply(bytes);
-            }
-            return;
-        };
-        for sector in 0..self.sectors() {
-            let border = |n: usize| ((at / SECTOR + n) * SECTOR).saturating_sub(*at).min(data.len());
-            if keep(sector) {
-                bytes.write(at + border(sector), &data[border(sector)..border(sector + 1)]);
-            }
-        }
-    }
-
-    fn print(&self) -> u64 {
-        let Change::Write(_, data) = self else { return 0 };
-        data.iter()
-            .fold(0xCBF2_9CE4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01B3))
-    }
-}
-
-/// A small generator (xorshift64), so that a seed repeats a crash.
-#[derive(Debug)]
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Random {
-        let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-        for _ in 0..4 {
-            random.next();
-        }
-        random
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn coin(&mut self) -> bool {
-        self.next() >> 40 & 1 == 0
-    }
-}
-
-/// What a call did to the medium.
-#[derive(Clone, Debug)]
-enum Effect {
-    Nothing,
-    Changed(Change),
-    Synced,
-    SyncFailed,
-}
-
 /// A call that fails, and what it does all the same.
 struct Failed {
     error: io::Error,
@@ -288,100 +143,6 @@ struct Failed {
 impl From<io::Error> for Failed {
     fn from(error: io::Error) -> Failed {
         Failed { error, left: Effect::Nothing }
-    }
-}
-
-/// The bytes, and what a crash may do to them.
-#[derive(Clone, Default)]
-struct Medium {
-    /// What reads see.
-    view: Bytes,
-    /// What survives any crash.
-    durable: Bytes,
-    /// Changes since the last successful sync, each with whether a sync since has failed: no later one makes
-    /// it durable then.
-    unsynced: Vec<(Change, bool)>,
-}
-
-impl Medium {
-    fn apply(&mut self, effect: &Effect) {
-        match effect {
-            Effect::Nothing => {}
-            Effect::Changed(change) => {
-                change.apply(&mut self.view);
-                self.unsynced.push((change.clone(), false));
-            }
-            Effect::Synced => {
-                let kept = self.unsynced.drain(..).filter(|(_, given_up)| !given_up);
-                kept.for_each(|(change, _)| change.apply(&mut self.durable));
-            }
-            Effect::SyncFailed => self.unsynced.iter_mut().for_each(|(_, given_up)| *given_up = true),
-        }
-    }
-
-    fn crash(&self, seed: u64, mode: CrashMode) -> Bytes {
-        let mut random = Random::new(seed);
-        let mut bytes = self.durable.clone();
-        let prefix = random.next() as usize % (self.unsynced.len() + 1);
-        if mode == CrashMode::KeepAll {
-            return self.view.clone();
-        }
-        if mode == CrashMode::Stale {
-            self.grow(&mut bytes, Growth::Stale, &mut random);
-        }
-        for (i, (change, _)) in self.unsynced.iter().enumerate() {
-            match mode {
-                CrashMode::DropUnsynced | CrashMode::KeepAll => {}
-                CrashMode::KeepPrefix => {
-                    if i < prefix {
-                        change.apply(&mut bytes);
-                    }
-                }
-                CrashMode::RandomSubset => {
-                    if random.coin() {
-                        change.apply(&mut bytes);
-                    }
-                }
-                CrashMode::Torn | CrashMode::Stale => {
-                    if random.coin() {
-                        let whole = !matches!(change, Change::Write(..));
-                        change.apply_torn(&mut bytes, |_| whole || random.coin());
-                    }
-                }
-            }
-        }
-        bytes
-    }
-
-    /// What is left when the sectors of the unsynced changes arrive that are to be kept.
-    fn crash_keeping(&self, growth: Growth, seed: u64, mut keep: impl FnMut(usize, usize) -> bool) -> Bytes {
-        let mut bytes = self.durable.clone();
-        self.grow(&mut bytes, growth, &mut Random::new(seed));
-        for (i, (change, _)) in self.unsynced.iter().enumerate() {
-            change.apply_torn(&mut bytes, |sector| keep(i, sector));
-        }
-        bytes
-    }
-
-    /// Gives `bytes` the length of the view, filled with zeros or with copies of other places of the file.
-    fn grow(&self, bytes: &mut Bytes, growth: Growth, random: &mut Random) {
-        let sectors = self.durable.len / SECTOR;
-        let start = bytes.len;
-        if growth == Growth::AsWritten {
-            return;
-        }
-        bytes.set_len(self.view.len.max(start));
-        if growth == Growth::Zeros {
-            return;
-        }
-        for (_, _, part) in pieces(start, bytes.len) {
-            if sectors > 0 && random.coin() {
-                let from = random.next() as usize % sectors * SECTOR;
-                let mut old = vec![0; part.len().min(self.durable.len - from)];
-                self.durable.read(from, &mut old);
-                bytes.write(part.start, &old);
-            }
-        }
     }
 }
 
@@ -602,82 +363,6 @@ impl SimStorage {
     /// Ends the recording; `None` when there is none.
     pub fn stop_recording(&self) -> Option<Recording> {
         self.state().recording.take()
-    }
-}
-
-/// Every call of a stretch of time, and the medium at its begin.
-pub struct Recording {
-    start: Medium,
-    first: u64,
-    calls: Vec<(Call, Effect)>,
-}
-
-impl fmt::Debug for Recording {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Recording({} calls from number {})", self.calls.len(), self.first)
-    }
-}
-
-impl Recording {
-    /// The calls in their order; their numbers follow one another.
-    pub fn calls(&self) -> impl ExactSizeIterator<Item = Call> + '_ {
-        self.calls.iter().map(|(call, _)| *call)
-    }
-
-    /// The medium as it was when the recording began, to be led through the calls.
-    pub fn replay(&self) -> Replay<'_> {
-        Replay { recording: self, medium: self.start.clone(), done: 0 }
-    }
-}
-
-/// A medium on its way through a recording.
-pub struct Replay<'a> {
-    recording: &'a Recording,
-    medium: Medium,
-    /// Calls carried out.
-    done: usize,
-}
-
-impl fmt::Debug for Replay<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Replay({} of {:?})", self.done, self.recording)
-    }
-}
-
-impl Replay<'_> {
-    /// Carries out the calls numbered below `number` that are still to come. There is no way back.
-    pub fn advance_to(&mut self, number: u64) {
-        let calls = &self.recording.calls;
-        while self.done < calls.len() && calls[self.done].0.number < number {
-            self.medium.apply(&calls[self.done].1);
-            self.done += 1;
-        }
-    }
-
-    /// The medium as a crash after the calls carried out so far leaves it.
-    pub fn crash(&self, seed: u64, mode: CrashMode) -> SimStorage {
-        SimStorage::of(self.medium.crash(seed, mode))
-    }
-
-    /// Of each change that is not synced, in the order they were made, the sectors it touches.
-    pub fn unsynced(&self) -> impl ExactSizeIterator<Item = usize> + '_ {
-        self.medium.unsynced.iter().map(|(change, _)| change.sectors())
-    }
-
-    /// Whether the file is longer than what is durable of it.
-    pub fn is_growing(&self) -> bool {
-        self.medium.view.len > self.medium.durable.len
-    }
-
-    /// The medium as a crash leaves it that lets the sectors arrive for which `keep` says so, by the number of the
-    /// change and of the sector within it. The seed chooses the old bytes.
-    pub fn crash_keeping(
-        &self,
-        growth: Growth,
-        seed: u64,
-        keep: impl FnMut(usize, usize) -> bool,
-    ) -> SimStorage {
-        SimStorage::of(self.medium.crash_keeping(growth, seed, keep))
     }
 }
 

@@ -1,5 +1,6 @@
 //! The simulated medium loses, tears, fails, fills up and replays as it says.
 
+use super::medium::Random;
 use super::*;
 
 #[test]
