@@ -337,12 +337,15 @@ impl Log {
             };
             let found = redo_scan::scan(&*storage, &segments, superblock.redo, superblock.stable, each)?;
             self.write_again(&superblock, &found)?;
+            // Free from here on is what this superblock does not refer to, but the one before it may. If this one is in
+            // the caches of the system only, a power cut leaves that one, so this one must be durable first (L1).
+            self.sync()?;
+            self.stability.raise(found.end);
             let writer = RedoWriter::resume(storage, Arc::clone(&segments), &found);
             segments.end_recovery();
             writer
         };
         let start = writer.lsn();
-        // What was read back may lie in the caches of the system only; nothing is acknowledged before a sync.
         *self.writer.lock() = Some(writer);
         let ring = Ring::new(BUFFERS, self.options.redo_buffer, start);
         self.ring.set(ring).expect("replayed once");
