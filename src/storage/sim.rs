@@ -248,7 +248,10 @@ impl SimStorage {
     }
 
     fn of(bytes: Bytes) -> SimStorage {
-        let medium = Medium { view: bytes.clone(), durable: bytes, unsynced: Vec::new() };
+        SimStorage::with(Medium { view: bytes.clone(), durable: bytes, unsynced: Vec::new() })
+    }
+
+    fn with(medium: Medium) -> SimStorage {
         SimStorage(Arc::new(Mutex::new(State { medium, ..State::default() })))
     }
 

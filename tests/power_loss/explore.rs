@@ -151,7 +151,12 @@ impl Exploration {
                 look(&run, &replay, &case, dog);
             }
             if number % self.recover_every == seed as usize % self.recover_every {
-                let variant = variants[mix(calls) as usize % variants.len()].clone();
+                let chosen = mix(calls) as usize;
+                // Every other time the process dies and the machine lives on until the second crash.
+                let variant = match chosen % 2 {
+                    0 => Variant::Killed,
+                    _ => variants[chosen / 2 % variants.len()].clone(),
+                };
                 let case = Case { seed, calls, variant, again: None };
                 tally.recoveries += 1;
                 tally.twice += self.recover(&run, &replay, &case, dog);
@@ -215,7 +220,12 @@ fn go_on(run: &Run, replay: &Replay<'_>, case: &Case, dog: &Watchdog) -> Run {
         Ok::<_, String>(super::run::run(&medium, run.redo_buffer, found, ops))
     });
     match more {
-        Ok(Ok(more)) => more,
+        Ok(Ok(mut more)) => {
+            if case.variant == Variant::Killed {
+                more.older = run.legal(case.calls);
+            }
+            more
+        }
         Ok(Err(why)) => case.failed(&why),
         Err(_) => case.failed("makes the database panic when it goes on"),
     }

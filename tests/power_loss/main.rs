@@ -28,7 +28,7 @@ mod variants;
 
 use common_durability::{mix, soak};
 use explore::{Exploration, Tally, record};
-use ops::{DENSE, FAILING, MANY, SHORT};
+use ops::{DENSE, FAILING, FAILING_SYNCS, MANY, SHORT};
 use run::alone;
 use sled::testing::OpClass;
 use std::process::Command;
@@ -98,6 +98,21 @@ fn a_crash_after_failed_calls_leaves_a_prefix() {
     assert!(tally.failed > 50 || tally.runs == 0, "{tally:?}");
 }
 
+/// After a failed sync the machine shows what no later sync makes durable. What is acknowledged after opening it there
+/// is durable with all that it came after.
+#[test]
+fn a_crash_after_failed_syncs_leaves_what_was_flushed_since() {
+    let exploration = Exploration {
+        every: 1,
+        once: Effort { subsets: 3, tears: 0, random: 2 },
+        recover_every: 40,
+        twice: Effort { subsets: 1, tears: 0, random: 1 },
+    };
+    let tally = exploration.explore("runs with failing syncs", FAILING_SYNCS..FAILING_SYNCS + 6 * soak());
+    assert_enough(tally, 3000, 500);
+    assert!(tally.failed >= 25 || tally.runs == 0, "{tally:?}");
+}
+
 /// A number that stands for all calls of a run and their bytes.
 fn print_of_calls(seed: u64) -> u64 {
     record(seed).calls().iter().fold(0, |print, call| {
@@ -109,7 +124,7 @@ fn print_of_calls(seed: u64) -> u64 {
 #[test]
 fn a_seed_repeats_every_call_with_the_same_bytes() {
     const CHILD: &str = "SLED_PRINT_OF_CALLS";
-    const SEEDS: [u64; 6] = [0, 1, SHORT, DENSE, FAILING, MANY];
+    const SEEDS: [u64; 7] = [0, 1, SHORT, DENSE, FAILING, FAILING_SYNCS, MANY];
     let _alone = alone();
     if let Ok(expected) = std::env::var(CHILD) {
         assert_eq!(format!("{:?}", SEEDS.map(print_of_calls)), expected, "in another process");

@@ -8,6 +8,8 @@ use std::io::ErrorKind;
 
 /// The trees of a run.
 pub const TREES: [&str; 6] = [DEFAULT, "b", "c", "d", "comes and goes", "too"];
+/// Their names, and the one of a tree that there is after a recovery only.
+pub const NAMES: [&str; 7] = [TREES[0], TREES[1], TREES[2], TREES[3], TREES[4], TREES[5], "after"];
 /// The trees from here on are opened and dropped now and then.
 const FIRST_TRANSIENT: u64 = 4;
 /// A merged value that would get longer than this starts anew.
@@ -43,6 +45,9 @@ pub enum Op {
     Reopen,
     /// Calls of the medium fail from here on for a while. What is done meanwhile is tried until it succeeds.
     Fail(Fault),
+    /// A checkpoint and a flush, of whose syncs the one after so many fails; then the database is opened again by the
+    /// machine that it ran on.
+    FailSync(u64),
 }
 
 /// The merge operator: appends, but for what gets too long.
@@ -130,6 +135,8 @@ pub struct Plan {
     long: u64,
     /// Writes and resizes fail now and then, and there are only operations that may be done twice.
     fails: bool,
+    /// Syncs fail now and then.
+    fails_syncs: bool,
 }
 
 /// The first seed of the short runs, in which creation, the first flush and the first reopening count.
@@ -138,16 +145,27 @@ pub const SHORT: u64 = 1000;
 pub const DENSE: u64 = 2000;
 /// The first seed of the runs in which calls fail.
 pub const FAILING: u64 = 3000;
+/// The first seed of the runs in which syncs fail.
+pub const FAILING_SYNCS: u64 = 4000;
 /// The first seed of the runs that are many and different, at samples of whose calls the power fails.
 pub const MANY: u64 = 1_000_000;
 
 impl Plan {
     pub fn of(seed: u64) -> Plan {
         let redo_buffer = [256, 1024, 512][seed as usize % 3];
-        let general = Plan { redo_buffer, count: 1000, flushes: 30, commits: 80, long: 100, fails: false };
+        let general = Plan {
+            redo_buffer,
+            count: 1000,
+            flushes: 30,
+            commits: 80,
+            long: 100,
+            fails: false,
+            fails_syncs: false,
+        };
         match seed {
             MANY.. => Plan { count: 300, flushes: 10 + seed % 7 * 15, commits: seed % 4 * 120, ..general },
             SHORT..DENSE => Plan { count: 40, flushes: 60, ..general },
+            FAILING_SYNCS.. => Plan { count: 200, fails_syncs: true, ..general },
             FAILING.. => Plan { count: 260, flushes: 80 * (seed % 3), commits: 200, fails: true, ..general },
             DENSE.. => Plan { count: 260, flushes: 250, commits: 150, long: 60, ..general },
             // Every other one commits more than it writes plainly.
@@ -219,6 +237,9 @@ pub fn operations(seed: u64) -> Vec<Op> {
     ops.iter().for_each(|op| carry_out(op, &mut state));
     while ops.len() < plan.count {
         let op = match operation(&plan, &mut random, &state) {
+            Op::Maintain | Op::Reopen | Op::PopMin(_) | Op::Update(..) if plan.fails_syncs => {
+                Op::FailSync(random.below(3))
+            }
             op if plan.fails && !op.may_be_repeated() => fault(&mut random),
             op => op,
         };

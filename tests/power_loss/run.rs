@@ -1,12 +1,13 @@
 //! Runs operations on a recorded medium, and knows what a crash after any call of it must and may leave.
 
 use super::common_durability::{Hooked, Request, block_on, bytes_of, mix, open_tiny};
-use super::ops::{Op, Write, merged};
-use super::state::{DEFAULT, State, apply, contents, print_of};
+use super::ops::{NAMES, Op, Write, merged};
+use super::state::{DEFAULT, State, Step, apply, contents, print_of, step_between};
 use sled::testing::{Call, OpClass, Recording, SimStorage, checkpoint, maintain, seed_nonces};
 use sled::transaction::{ConflictableTransactionError, TransactionError};
 use sled::{Batch, Db, Error, Transactional, Tree};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,6 +16,8 @@ pub struct Run {
     pub ops: Vec<Op>,
     /// The contents before the first operation.
     before: State,
+    /// What happened, step by step.
+    steps: Vec<Step>,
     pub redo_buffer: usize,
     pub recording: Recording,
     /// From the fingerprint of the contents to the numbers of steps after which they were such, ascending.
@@ -25,6 +28,9 @@ pub struct Run {
     flushed: Vec<(u64, usize)>,
     /// Calls when an identifier had been handed out, and which.
     pub ids: Vec<(u64, u64)>,
+    /// Fingerprints that may still be found until something is synced: the medium came from a killed process, and the
+    /// machine had not written it yet.
+    pub older: HashSet<u64>,
 }
 
 /// Opens the medium, runs the operations, closes it, and records all of that.
@@ -36,10 +42,16 @@ pub fn run(medium: &SimStorage, redo_buffer: usize, before: State, ops: Vec<Op>)
     let mut state = before.clone();
     let mut print = print_of(&state);
     let mut counts = HashMap::from([(print, vec![0])]);
-    let mut done = 0;
+    let mut steps: Vec<Step> = Vec::new();
     let fails = ops.iter().any(|op| matches!(op, Op::Fail(_)));
     for op in &ops {
         let calls = medium.ops();
+        // What a failed sync undid may have been the tree's creation.
+        if !op.trees().iter().all(|tree| state.contains_key(tree.as_bytes())) {
+            continue;
+        }
+        let mut has_flushed = op.flushes();
+        let mut more = op.steps(&state);
         match op {
             Op::GenerateId => {
                 let id = insist(fails, |_| db.generate_id());
@@ -51,6 +63,23 @@ pub fn run(medium: &SimStorage, redo_buffer: usize, before: State, ops: Vec<Op>)
             Op::Checkpoint => insist(fails, |_| checkpoint(&db)),
             Op::Maintain => insist(fails, |_| maintain(&db)),
             Op::Fail(fault) => medium.inject(*fault),
+            Op::FailSync(after) => {
+                medium.fail(OpClass::Sync, *after, true, ErrorKind::Other);
+                let result = checkpoint(&db).and_then(|()| db.flush());
+                drop(db);
+                medium.heal();
+                db = open_tiny(&hooked, redo_buffer).expect("healthy");
+                has_flushed = result.is_ok();
+                // Which of the steps it has is known now; the others are undone.
+                let found = contents(&db).expect("healthy");
+                let lower = flushed.last().expect("one was there before the first").1;
+                let known = counts.get(&print_of(&found)).and_then(|counts| counts.last());
+                assert!(
+                    known.is_some_and(|count| *count >= lower),
+                    "what was flushed is lost by a failed sync"
+                );
+                more = vec![step_between(&state, &found, &NAMES)];
+            }
             Op::Reopen => {
                 // Nobody is told what closing failed with.
                 medium.heal();
@@ -59,26 +88,26 @@ pub fn run(medium: &SimStorage, redo_buffer: usize, before: State, ops: Vec<Op>)
             }
             Op::CheckpointBeside(writes, flush) => {
                 let calls = checkpoint_beside(&db, &hooked, writes, *flush);
-                flushed.extend(flush.then_some((calls, done + writes.len())));
+                flushed.extend(flush.then_some((calls, steps.len() + writes.len())));
             }
             op => insist(fails, |again| write(&db, op, &state, again)),
         }
-        for step in op.steps(&state) {
+        for step in more {
             print = apply(&mut state, print, &step);
-            done += 1;
-            counts.entry(print).or_default().push(done);
+            steps.push(step);
+            counts.entry(print).or_default().push(steps.len());
         }
-        begun.push((calls, done));
-        if op.flushes() {
-            flushed.push((medium.ops(), done));
+        begun.push((calls, steps.len()));
+        if has_flushed {
+            flushed.push((medium.ops(), steps.len()));
         }
     }
     medium.heal();
     assert_eq!(contents(&db).expect("healthy"), state, "the run itself went wrong");
     drop(db);
-    flushed.push((medium.ops(), done));
+    flushed.push((medium.ops(), steps.len()));
     let recording = medium.stop_recording().expect("started above");
-    Run { ops, before, redo_buffer, recording, counts, begun, flushed, ids }
+    Run { ops, before, steps, redo_buffer, recording, counts, begun, flushed, ids, older: HashSet::new() }
 }
 
 /// Tries until it succeeds where calls fail, which `body` is told from the second time on; once where they do not.
@@ -219,6 +248,19 @@ impl Run {
         (lower, begun.checked_sub(1).map_or(0, |last| self.begun[last].1).max(lower))
     }
 
+    /// Fingerprints that may be found after a crash then.
+    pub fn legal(&self, calls: u64) -> HashSet<u64> {
+        let (lower, upper) = self.bounds(calls);
+        let legal = |counts: &[usize]| counts.iter().any(|count| (lower..=upper).contains(count));
+        self.counts.iter().filter(|(_, counts)| legal(counts)).map(|(print, _)| *print).collect()
+    }
+
+    /// Whether the contents may be those from before the process was killed that wrote last.
+    pub fn is_older(&self, print: u64, calls: u64) -> bool {
+        let mut syncs = self.recording.calls().filter(|call| call.class == OpClass::Sync && !call.failed);
+        self.older.contains(&print) && syncs.next().is_none_or(|sync| calls <= sync.number)
+    }
+
     /// The number of steps after which the contents were such and may be after a crash then.
     pub fn fits(&self, print: u64, calls: u64) -> Option<usize> {
         let (lower, upper) = self.bounds(calls);
@@ -228,15 +270,8 @@ impl Run {
     /// The model after `count` steps.
     pub fn model(&self, count: usize) -> State {
         let mut state = self.before.clone();
-        let mut done = 0;
-        for op in &self.ops {
-            for step in op.steps(&state) {
-                if done == count {
-                    return state;
-                }
-                apply(&mut state, 0, &step);
-                done += 1;
-            }
+        for step in &self.steps[..count] {
+            apply(&mut state, 0, step);
         }
         state
     }
@@ -271,8 +306,8 @@ impl Run {
             Op::Insert(DEFAULT, key(1), bytes_of(salt, 200)),
             Op::Flush,
             Op::Remove(DEFAULT, key(0)),
-            Op::OpenTree("after"),
-            Op::Insert("after", key(2), bytes_of(salt, 300)),
+            Op::OpenTree(NAMES[6]),
+            Op::Insert(NAMES[6], key(2), bytes_of(salt, 300)),
         ]);
         ops
     }

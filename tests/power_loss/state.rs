@@ -78,6 +78,25 @@ pub fn apply(state: &mut State, mut print: u64, step: &Step) -> u64 {
     print
 }
 
+/// The step from one state to another; `names` are all names of trees.
+pub fn step_between(from: &State, to: &State, names: &[&'static str]) -> Step {
+    let mut step = Step::new();
+    for name in names {
+        let (old, new) = (from.get(name.as_bytes()), to.get(name.as_bytes()));
+        match (old, new) {
+            (None, Some(_)) => step.push(Change::Create(name)),
+            (Some(_), None) => step.push(Change::Drop(name)),
+            _ => {}
+        }
+        let (Some(new), old) = (new, old.cloned().unwrap_or_default()) else { continue };
+        let gone = old.keys().filter(|key| !new.contains_key(*key));
+        step.extend(gone.map(|key| Change::Put(name, key.clone(), None)));
+        let changed = new.iter().filter(|(key, value)| old.get(*key) != Some(value));
+        step.extend(changed.map(|(key, value)| Change::Put(name, key.clone(), Some(value.clone()))));
+    }
+    step
+}
+
 /// What a database holds.
 pub fn contents(db: &Db) -> sled::Result<State> {
     let mut state = State::new();

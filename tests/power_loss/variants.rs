@@ -2,6 +2,7 @@
 //!
 //! | NAME | WHAT ARRIVES |
 //! |---|---|
+//! | `killed` | the process dies and the machine does not: everything is there, and still not durable |
 //! | `drop`, `all` | nothing, everything |
 //! | `prefix-S`, `subset-S`, `torn-S`, `stale-S` | by a [`CrashMode`] and the seed S |
 //! | `keep-M` | the changes whose bits are set in M, hexadecimal |
@@ -18,6 +19,8 @@ use std::str::FromStr;
 /// What a crash leaves of the unsynced changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Variant {
+    /// None is lost yet.
+    Killed,
     /// By a mode and a seed.
     Mode(CrashMode, u64),
     /// These changes, one of them perhaps torn.
@@ -43,6 +46,7 @@ const GROWTHS: [(&str, Growth); 3] =
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let growth = match self {
+            Variant::Killed => return write!(f, "killed"),
             Variant::Mode(mode, seed) => {
                 let (name, _) = MODES.iter().find(|(_, other)| other == mode).expect("every mode has a name");
                 return if *seed == 0 { write!(f, "{name}") } else { write!(f, "{name}-{seed}") };
@@ -81,6 +85,7 @@ impl FromStr for Variant {
             return Ok(Variant::Mode(*mode, seed));
         }
         match name {
+            "killed" => Ok(Variant::Killed),
             "only" => Ok(Variant::Only(number()?, growth)),
             "without" => Ok(Variant::Without(number()?, growth)),
             "keep" => {
@@ -103,6 +108,7 @@ impl Variant {
     pub fn crash(&self, replay: &Replay<'_>) -> SimStorage {
         let seed = mix(replay.unsynced().len() as u64);
         match self {
+            Variant::Killed => replay.kill(),
             Variant::Mode(mode, seed) => replay.crash(*seed, *mode),
             Variant::Keep(mask, torn, growth) => replay.crash_keeping(*growth, seed, |change, sector| {
                 let arrives = change < 64 && mask >> change & 1 == 1;
@@ -158,6 +164,9 @@ impl Effort {
             // The newest alone, and all but the newest but one: each change has its turn.
             all.push(Variant::Only(newest, growths[salt as usize % growths.len()].1));
             all.push(Variant::Without(newest - 1, growths[salt as usize % growths.len()].1));
+        }
+        if salt % 4 == 0 {
+            all.push(Variant::Killed);
         }
         let mut random = Random(salt);
         for n in 0..self.random {

@@ -57,6 +57,12 @@ impl Replay<'_> {
         SimStorage::of(self.medium.crash(seed, mode))
     }
 
+    /// The medium as the next process finds it when this one was killed and the machine lives on: all is there, and
+    /// what is not synced still is not.
+    pub fn kill(&self) -> SimStorage {
+        SimStorage::with(self.medium.clone())
+    }
+
     /// Of each change that is not synced, in the order they were made, the sectors it touches.
     pub fn unsynced(&self) -> impl ExactSizeIterator<Item = usize> + '_ {
         self.medium.unsynced.iter().map(|(change, _)| change.sectors())

@@ -226,3 +226,20 @@ fn a_crash_keeps_the_sectors_that_it_is_told() {
     assert_eq!(stale(3).len(), 4 * SECTOR);
     assert!((0..20).any(|seed| stale(seed)[2 * SECTOR..].contains(&7)), "old bytes may show");
 }
+
+#[test]
+fn what_a_killed_process_wrote_is_seen_and_not_durable() {
+    let medium = SimStorage::new();
+    medium.start_recording();
+    medium.write_at(0, b"a").expect("room");
+    medium.sync_data().expect("healthy");
+    medium.write_at(1, b"b").expect("room");
+    let recording = medium.stop_recording().expect("started");
+    let mut replay = recording.replay();
+    replay.advance_to(medium.ops());
+    let next = replay.kill();
+    assert_eq!(next.contents(), b"ab");
+    assert_eq!(next.crash(0, CrashMode::DropUnsynced).contents(), b"a");
+    next.sync_data().expect("healthy");
+    assert_eq!(next.crash(0, CrashMode::DropUnsynced).contents(), b"ab");
+}
