@@ -358,9 +358,11 @@ impl Log {
     fn write_again(&self, superblock: &Superblock, found: &redo_scan::ScannedRedo) -> Result<()> {
         fail::check("buffer write")?;
         for (number, end) in &found.chain {
-            if *end > superblock.stable {
+            if *end >= superblock.stable {
+                // Of a segment that ends there all is durable but perhaps its header, which names the next one.
+                let relied_on = if *end > superblock.stable { self.segments.size() } else { SECTOR };
                 let offset = self.segments.offset(*number);
-                let there = self.storage.len()?.saturating_sub(offset).min(self.segments.size() as u64);
+                let there = self.storage.len()?.saturating_sub(offset).min(relied_on as u64);
                 let mut bytes = vec![0; there as usize];
                 self.storage.read_at(offset, &mut bytes)?;
                 self.storage.write_at(offset, &bytes)?;
