@@ -351,3 +351,40 @@ fn long_values_replaced_over_crashes_do_not_pile_up() {
     let (live, used, _) = space(&db);
     assert!(live < 90_000, "{live} bytes live of {used}; before: {seen:?}");
 }
+
+/// Opening takes the newest superblock there is. When only the caches of the system have it, the one before it counts
+/// after a power cut, and what that one refers to must not have been written over.
+#[test]
+fn what_an_older_superblock_refers_to_stays_until_the_newer_one_is_durable() {
+    let _alone = alone();
+    let mut opened = 0;
+    for failing in 0..4 {
+        let medium = SimStorage::new();
+        let db = open_quiet(&medium).unwrap();
+        for i in 0..200_u32 {
+            db.insert((i % 20).to_be_bytes(), bytes_of(u64::from(i), 90)).unwrap();
+        }
+        checkpoint(&db).unwrap();
+        db.insert("a", "1").unwrap();
+        for i in 0..200_u32 {
+            db.insert((i % 20).to_be_bytes(), bytes_of(u64::from(i) + 999, 90)).unwrap();
+        }
+        db.flush().unwrap();
+        medium.fail(OpClass::Sync, failing, true, io::ErrorKind::Other);
+        let failed = checkpoint(&db).is_err();
+        drop(db);
+        medium.heal();
+        let db = open_quiet(&medium).unwrap();
+        for i in 0..40_u32 {
+            db.insert(["b".as_bytes(), &i.to_be_bytes()].concat(), bytes_of(u64::from(i), 3000)).unwrap();
+        }
+        for seed in 0..40 {
+            let mode = [CrashMode::DropUnsynced, CrashMode::RandomSubset, CrashMode::Torn][seed as usize % 3];
+            let after = open_quiet(&medium.crash(seed, mode));
+            let after = after.unwrap_or_else(|error| panic!("sync {failing}, {mode:?} {seed}: {error}"));
+            assert_eq!(value(&after, "a").as_deref(), Some(&b"1"[..]), "sync {failing}, {mode:?} {seed}");
+            opened += usize::from(failed);
+        }
+    }
+    assert!(opened >= 80, "two syncs of a checkpoint fail");
+}

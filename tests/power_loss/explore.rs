@@ -10,10 +10,18 @@ use super::ops::{Plan, operations};
 use super::run::{Run, alone, repeatable, run};
 use super::state::{contents, empty, print_of};
 use super::variants::{Effort, Variant};
-use sled::testing::{CrashMode, Replay, SimStorage};
+use sled::testing::{Call, CrashMode, OpClass, Replay, SimStorage};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 use std::time::{Duration, Instant};
+
+/// Where the segments begin; the superblocks are in front.
+pub const SEGMENTS: u64 = 8192;
+
+/// The calls that make an empty medium a database. On a disk the file has no name before they are done, so nobody opens
+/// what a process left that was killed between them.
+const CREATION: usize = 2;
 
 /// A crash, and perhaps a second one.
 #[derive(Clone, Debug)]
@@ -138,23 +146,37 @@ impl Exploration {
         let run = record(seed);
         let points = run.crash_points().into_iter().skip(seed as usize % self.every).step_by(self.every);
         let calls = run.calls();
+        // Of every third superblock, the point behind its write.
+        let is_superblock = |call: &&Call| call.class == OpClass::Write && call.offset < SEGMENTS;
+        let superblocks: BTreeSet<u64> = calls
+            .iter()
+            .skip(CREATION)
+            .filter(is_superblock)
+            .map(|call| call.number + 1)
+            .skip(seed as usize % 3)
+            .step_by(3)
+            .collect();
         let failed = calls.iter().filter(|call| call.failed).count() as u64;
         let mut tally = Tally { runs: 1, calls: calls.len() as u64, failed, ..Tally::default() };
         let mut replay = run.recording.replay();
         for (number, calls) in points.enumerate() {
             replay.advance_to(calls);
             tally.points += 1;
-            let variants = self.once.variants(&replay, mix(seed ^ calls << 16));
+            let mut variants = self.once.variants(&replay, mix(seed ^ calls << 16));
+            variants.retain(|variant| *variant != Variant::Killed || calls >= CREATION as u64);
             for variant in &variants {
                 let case = Case { seed, calls, variant: variant.clone(), again: None };
                 tally.states += 1;
                 look(&run, &replay, &case, dog);
             }
-            if number % self.recover_every == seed as usize % self.recover_every {
+            // Between a superblock and its sync nobody knows which one counts.
+            let between = superblocks.contains(&calls);
+            if between || number % self.recover_every == seed as usize % self.recover_every {
                 let chosen = mix(calls) as usize;
                 // Every other time the process dies and the machine lives on until the second crash.
                 let variant = match chosen % 2 {
-                    0 => Variant::Killed,
+                    0 if calls >= CREATION as u64 => Variant::Killed,
+                    _ if between => Variant::Killed,
                     _ => variants[chosen / 2 % variants.len()].clone(),
                 };
                 let case = Case { seed, calls, variant, again: None };

@@ -44,8 +44,8 @@ fn assert_enough(tally: Tally, states: u64, twice: u64) {
 fn any_crash_leaves_a_prefix_with_all_that_was_flushed() {
     let exploration = Exploration {
         every: 1,
-        once: Effort { subsets: 3, tears: 0, random: 2 },
-        recover_every: 60,
+        once: Effort { subsets: 3, tears: 0, random: 1 },
+        recover_every: 120,
         twice: Effort { subsets: 1, tears: 0, random: 1 },
     };
     assert_enough(exploration.explore("long runs", 0..2 * soak()), 5000, 1000);
@@ -56,7 +56,7 @@ fn any_crash_of_many_different_runs_leaves_a_prefix() {
     let exploration = Exploration {
         every: 16,
         once: Effort { subsets: 3, tears: 1, random: 2 },
-        recover_every: 16,
+        recover_every: 32,
         twice: Effort { subsets: 1, tears: 0, random: 1 },
     };
     assert_enough(exploration.explore("many runs", MANY..MANY + 64 * soak()), 5000, 1000);

@@ -191,7 +191,7 @@ impl Plan {
         for _ in 0..=random.below(most) {
             let tree = trees[random.below(trees.len() as u64) as usize];
             let value = (random.below(4) > 0).then(|| match most {
-                100.. => bytes_of(random.next(), random.below(30) as usize),
+                100.. => bytes_of(random.next(), random.below(120) as usize),
                 _ => self.value(random),
             });
             writes.insert((tree, key(random)), value);

@@ -5,7 +5,7 @@
 //! refers to what was written before it: when one is written, nothing else may wait for a sync (L9).
 
 use super::common_durability::{Watchdog, open_tiny};
-use super::explore::record;
+use super::explore::{SEGMENTS, record};
 use super::ops::{DENSE, MANY, SHORT};
 use super::run::{Run, alone, repeatable};
 use super::state::fingerprint;
@@ -15,8 +15,6 @@ use std::time::Duration;
 
 /// What the bytes of an image begin with.
 const IMAGE: &[u8] = b"IMG1";
-/// Where the segments begin; the superblocks are in front.
-const SEGMENTS: u64 = 8192;
 
 /// The images that opening and reading all of a medium reads.
 fn needed(medium: &SimStorage, redo_buffer: usize) -> Vec<Range<usize>> {
