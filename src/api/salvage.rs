@@ -157,9 +157,9 @@ impl Db {
     /// The new database is durable when this returns.
     ///
     /// # Errors
-    /// - [`Error::Io`]: `from` is open for writing, cannot be read, or is no database; there is a database in `to`
+    /// - [`Error::Io`](crate::Error::Io): `from` is open for writing, cannot be read, or is no database; there is a database in `to`
     ///   already; or `to` cannot be written.
-    /// - [`Error::Unsupported`]: nothing of a database of this version is in `from`; or it is compressed, and the
+    /// - [`Error::Unsupported`](crate::Error::Unsupported): nothing of a database of this version is in `from`; or it is compressed, and the
     ///   feature `compression` is missing.
     ///
     /// # Examples

@@ -187,7 +187,7 @@ const CASES: &[Case] = &[
         "a name longer than the directory",
         "closed",
         |f| f.image(f.first_chunk(), HEADER + 6, &[0x7F]),
-        "Read corrupted data at file offset Some(Inline(20480)) backtrace (): malformed",
+        "Read corrupted data at file offset Some(Inline(20928)) backtrace (): malformed leaf directory",
     ),
     (
         "a leaf with 4 billion records",

@@ -165,7 +165,7 @@ impl Effort {
             all.push(Variant::Only(newest, growths[salt as usize % growths.len()].1));
             all.push(Variant::Without(newest - 1, growths[salt as usize % growths.len()].1));
         }
-        if salt % 4 == 0 {
+        if salt.is_multiple_of(4) {
             all.push(Variant::Killed);
         }
         let mut random = Random(salt);
