@@ -3,6 +3,9 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+#[cfg(unix)]
+pub mod lives;
+
 use sled::testing::{OpClass, SimStorage, Storage, Tuning, open_on};
 use sled::{Config, Db};
 use std::io;
