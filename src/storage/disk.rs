@@ -21,9 +21,29 @@ const UNBORN: &str = "db.new";
 pub struct DiskStorage {
     file: File,
     path: PathBuf,
+    /// The process that took the lock, which processes forked from it share.
+    owner: u32,
+}
+
+impl Drop for DiskStorage {
+    /// Closing is not enough: a process that another thread is just starting has a copy of the descriptor, and the lock
+    /// with it, until it calls `exec`. A process that was forked and closes its copy does not release the lock of the
+    /// one that opened.
+    fn drop(&mut self) {
+        if self.owner == std::process::id()
+            && let Err(error) = self.file.unlock()
+        {
+            log::error!("the lock of the database was not released: {error}");
+        }
+    }
 }
 
 impl DiskStorage {
+    /// A file on which this process has just taken a lock.
+    fn locked(file: File, path: PathBuf) -> DiskStorage {
+        DiskStorage { file, path, owner: std::process::id() }
+    }
+
     /// Opens and locks the file `db` below `directory`; where there is none, creates one that holds
     /// `initial`.
     ///
@@ -65,6 +85,7 @@ impl DiskStorage {
             Err(_) => std::fs::rename(&unborn, &path)?,
         }
         // Opened again by its name, which is what tools then show for it. Who is faster has it.
+        file.unlock()?;
         drop(file);
         Self::open_existing(&path, false)
     }
@@ -83,7 +104,7 @@ impl DiskStorage {
         }
         let file = File::open(&path)?;
         lock(&file, &path, true)?;
-        Ok(DiskStorage { file, path })
+        Ok(DiskStorage::locked(file, path))
     }
 
     fn open_existing(path: &Path, create_new: bool) -> io::Result<DiskStorage> {
@@ -95,7 +116,7 @@ impl DiskStorage {
         lock(&file, path, false)?;
         // Also when it was there: whoever gave it its name may have been killed before this.
         sync_directory(parent(path))?;
-        Ok(DiskStorage { file, path: path.to_path_buf() })
+        Ok(DiskStorage::locked(file, path.to_path_buf()))
     }
 }
 
