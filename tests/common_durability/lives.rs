@@ -29,10 +29,11 @@ const ACCOUNTS: u64 = 12;
 /// Keys that every batch writes.
 const WIDTH: u64 = 25;
 
-/// Offsets in the file of acknowledgements: a word per thread, then what the program is doing, then one more than
-/// the last identifier it got.
+/// Offsets in the file of acknowledgements: a word per thread, then what the program is doing, one more than the
+/// last identifier it got, the number of the last life.
 pub const PHASE_AT: u64 = 8 * THREADS as u64;
 const IDENTIFIER_AT: u64 = PHASE_AT + 8;
+const LIFE_AT: u64 = IDENTIFIER_AT + 8;
 
 /// Operations of every thread, from the first on, that are there.
 pub type Counts = [u64; THREADS];
@@ -46,7 +47,7 @@ impl Acks {
         options.read(true).write(true).create(true).truncate(false);
         let file = options.open(directory.join("acks")).expect("a file can be created");
         if file.metadata().expect("open").len() == 0 {
-            file.write_all_at(&[0; IDENTIFIER_AT as usize + 8], 0).expect("there is room");
+            file.write_all_at(&[0; LIFE_AT as usize + 8], 0).expect("there is room");
         }
         Acks(file)
     }
@@ -59,6 +60,18 @@ impl Acks {
 
     pub fn set(&self, at: u64, word: u64) {
         self.0.write_all_at(&word.to_le_bytes(), at).expect("there is room");
+    }
+
+    /// All that is promised by now: the counts and the identifier.
+    pub fn promised(&self) -> [u64; THREADS + 1] {
+        std::array::from_fn(|i| self.get(if i < THREADS { 8 * i as u64 } else { IDENTIFIER_AT }))
+    }
+
+    /// Takes back what was promised after that.
+    pub fn take_back(&self, promised: &[u64; THREADS + 1]) {
+        for (i, word) in promised.iter().enumerate() {
+            self.set(if i < THREADS { 8 * i as u64 } else { IDENTIFIER_AT }, *word);
+        }
     }
 
     pub fn counts(&self) -> Counts {
@@ -275,10 +288,12 @@ pub struct Life<'a> {
 }
 
 impl<'a> Life<'a> {
-    /// The one after those that left what was found.
+    /// The one after those that left what was found; they need not have left anything.
     pub fn new(db: &'a Db, acks: &'a Acks, found: &Found) -> Life<'a> {
         let done = found.counts.map(AtomicU64::new);
-        Life { db, acks, life: found.life + 1, done, stop: AtomicBool::new(false) }
+        let life = acks.get(LIFE_AT).max(found.life) + 1;
+        acks.set(LIFE_AT, life);
+        Life { db, acks, life, done, stop: AtomicBool::new(false) }
     }
 
     /// Gets an identifier, which nobody got before.
@@ -355,9 +370,9 @@ impl<'a> Life<'a> {
         let (marker, head) = (format!("marker {thread}"), head(number, self.life, others));
         let result = (&trees[2], &trees[3]).transaction(|(debit, credit)| {
             let rest = amount(debit.get(&from)?) - moved;
-            debit.insert(from.as_bytes(), &rest.to_le_bytes())?;
+            debit.insert(from.as_bytes(), rest.to_le_bytes().as_slice())?;
             let gained = amount(credit.get(&to)?) + moved;
-            credit.insert(to.as_bytes(), &gained.to_le_bytes())?;
+            credit.insert(to.as_bytes(), gained.to_le_bytes().as_slice())?;
             debit.insert(marker.as_bytes(), &*head)?;
             credit.insert(marker.as_bytes(), &*head)?;
             Ok::<_, ConflictableTransactionError<()>>(())
