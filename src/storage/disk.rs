@@ -78,7 +78,8 @@ impl DiskStorage {
         // A link never replaces a file that another process created meanwhile.
         match std::fs::hard_link(&unborn, &path) {
             Ok(()) => std::fs::remove_file(&unborn)?,
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            // Or created, and removed this one as a left over.
+            Err(e) if matches!(e.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => {
                 return Self::open_existing(&path, create_new);
             }
             // Not every file system has links.
@@ -114,6 +115,8 @@ impl DiskStorage {
         }
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         lock(&file, path, false)?;
+        // A creation that ended right after the file got its name left this one, too.
+        let _ = std::fs::remove_file(path.with_file_name(UNBORN));
         // Also when it was there: whoever gave it its name may have been killed before this.
         sync_directory(parent(path))?;
         Ok(DiskStorage::locked(file, path.to_path_buf()))
@@ -347,6 +350,23 @@ mod tests {
         std::fs::write(&file, b"x").expect("writes");
         DiskStorage::open(&file, false, b"new").expect_err("the directory is a file");
         assert_eq!(std::fs::read(&file).expect("still there"), b"x");
+    }
+
+    #[test]
+    fn a_creation_that_was_cut_short_leaves_nothing() {
+        let scratch = Scratch::new("unborn");
+        let names = || {
+            let entries = std::fs::read_dir(&scratch.0).expect("a directory").flatten();
+            entries.map(|entry| entry.file_name()).collect::<Vec<_>>()
+        };
+        std::fs::create_dir_all(&scratch.0).expect("creates");
+        std::fs::write(scratch.0.join(UNBORN), b"longer than what is written").expect("writes");
+        drop(DiskStorage::open(&scratch.0, true, b"new").expect("opens"));
+        assert_eq!(names(), [FILE]);
+        // Between the two names.
+        std::fs::hard_link(scratch.0.join(FILE), scratch.0.join(UNBORN)).expect("links");
+        let disk = DiskStorage::open(&scratch.0, false, b"new").expect("opens");
+        assert_eq!((names(), disk.len().expect("known")), (vec![FILE.into()], 3));
     }
 
     #[test]
