@@ -12,10 +12,11 @@
 
 mod common_durability;
 
+use common_durability::strace::{Syscall, parse};
 use common_durability::{Random, Scratch, bytes_of, soak};
 use sled::testing::{Tuning, counters, memory_used};
 use sled::{Config, Db};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -402,44 +403,6 @@ fn write_and_flush(directory: &Path) {
         mark(format!("mark flushed {number}\n"));
     }
     std::process::exit(0);
-}
-
-/// A system call in the order of lines: where it began and ended, and its text.
-struct Syscall {
-    began: usize,
-    ended: usize,
-    text: String,
-}
-
-impl Syscall {
-    fn is(&self, names: &[&str], path: &str) -> bool {
-        names.iter().any(|name| self.text.starts_with(&format!("{name}("))) && self.text.contains(path)
-    }
-
-    fn worked(&self) -> bool {
-        !self.text.contains(") = -1")
-    }
-}
-
-/// Puts the halves of calls together that another thread interrupted in the log.
-fn parse(log: &str) -> Vec<Syscall> {
-    let mut calls = Vec::new();
-    let mut open = HashMap::new();
-    for (number, line) in log.lines().enumerate() {
-        let Some((task, rest)) = line.split_once(' ') else { continue };
-        let rest = rest.trim_start();
-        if let Some(first) = rest.strip_suffix("<unfinished ...>") {
-            open.insert(task, (number, first.to_string()));
-        } else if let Some(second) = rest.strip_prefix("<... ") {
-            if let Some((began, first)) = open.remove(task) {
-                let text = first + second.split_once("resumed>").map_or("", |halves| halves.1);
-                calls.push(Syscall { began, ended: number, text });
-            }
-        } else {
-            calls.push(Syscall { began: number, ended: number, text: rest.to_string() });
-        }
-    }
-    calls
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 #[cfg(unix)]
 pub mod lives;
+pub mod strace;
 
 use sled::testing::{OpClass, SimStorage, Storage, Tuning, open_on};
 use sled::{Config, Db};

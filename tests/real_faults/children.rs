@@ -1,7 +1,7 @@
 //! This binary as a child of itself, and the simplest program that can be checked after any fault.
 
 use crate::common_durability::bytes_of;
-use crate::{limits, odd_paths, openers};
+use crate::{audit, injected, limits, odd_paths, openers};
 use sled::{Db, Error, Result};
 use std::path::Path;
 use std::process::Command;
@@ -50,6 +50,8 @@ fn child() {
         "descriptors" => limits::descriptors(directory),
         "threads" => limits::threads(directory),
         "memory" => limits::memory(directory, argument),
+        "injected" => injected::injected(directory, argument),
+        "audit" => audit::audit(directory),
         "other user" => odd_paths::other_user(directory),
         _ => panic!("no child {name}, {argument} below {}", directory.display()),
     }

@@ -14,8 +14,10 @@
 #[path = "../common_durability/mod.rs"]
 mod common_durability;
 
+mod audit;
 mod children;
 mod full;
+mod injected;
 mod limits;
 mod mounts;
 mod odd_paths;
