@@ -97,11 +97,13 @@ impl Db {
     /// # }
     /// ```
     pub fn open_tree<V: AsRef<[u8]>>(&self, name: V) -> Result<Tree> {
-        let name = name.as_ref();
-        if name == DEFAULT_TREE {
+        let of = name.as_ref().to_vec();
+        // Before there is what is returned, which would be leaked if this panicked after that.
+        drop(name);
+        if of == DEFAULT_TREE {
             return Ok(self.default.clone());
         }
-        self.engine().tree(name)
+        self.engine().tree(&of)
     }
 
     /// Removes a tree with everything in it; `false` if there is none of that name. Handles that are still

@@ -566,7 +566,10 @@ impl TransactionalTree {
     /// # }
     /// ```
     pub fn range<K: AsRef<[u8]>, R: RangeBounds<K>>(&self, range: R) -> TransactionalIter {
-        self.between(owned(range.start_bound()), owned(range.end_bound()))
+        let (low, high) = (owned(range.start_bound()), owned(range.end_bound()));
+        // Before there is what is returned, which would be leaked if this panicked after that.
+        drop(range);
+        self.between(low, high)
     }
 
     /// Returns an iterator over the pairs whose keys start with `prefix`.
@@ -590,8 +593,11 @@ impl TransactionalTree {
     /// # }
     /// ```
     pub fn scan_prefix<P: AsRef<[u8]>>(&self, prefix: P) -> TransactionalIter {
-        let prefix = prefix.as_ref();
-        self.between(Bound::Included(prefix.to_vec()), end_of_prefix(prefix))
+        let start = prefix.as_ref().to_vec();
+        // Before there is what is returned, which would be leaked if this panicked after that.
+        drop(prefix);
+        let end = end_of_prefix(&start);
+        self.between(Bound::Included(start), end)
     }
 
     fn between(&self, low: Bound<Vec<u8>>, high: Bound<Vec<u8>>) -> TransactionalIter {

@@ -384,7 +384,10 @@ impl Tree {
     /// # }
     /// ```
     pub fn watch_prefix<P: AsRef<[u8]>>(&self, prefix: P) -> Subscriber {
-        Subscriber::new(&self.shared.bw.watchers, prefix.as_ref())
+        let start = prefix.as_ref().to_vec();
+        // Before there is what is returned, which would be leaked if this panicked after that.
+        drop(prefix);
+        Subscriber::new(&self.shared.bw.watchers, &start)
     }
 
     /// Sets the merge operator of this tree, for all its handles, until the database is closed. Replaces the
@@ -575,7 +578,10 @@ impl Tree {
         K: AsRef<[u8]>,
         R: RangeBounds<K>,
     {
-        Iter::new(self.clone(), owned(range.start_bound()), owned(range.end_bound()))
+        let (low, high) = (owned(range.start_bound()), owned(range.end_bound()));
+        // Before there is what is returned, which would be leaked if this panicked after that.
+        drop(range);
+        Iter::new(self.clone(), low, high)
     }
 
     /// Returns an iterator over the pairs whose keys start with `prefix`.
@@ -596,8 +602,11 @@ impl Tree {
     where
         P: AsRef<[u8]>,
     {
-        let prefix = prefix.as_ref();
-        Iter::new(self.clone(), Bound::Included(prefix.to_vec()), end_of_prefix(prefix))
+        let start = prefix.as_ref().to_vec();
+        // Before there is what is returned, which would be leaked if this panicked after that.
+        drop(prefix);
+        let end = end_of_prefix(&start);
+        Iter::new(self.clone(), Bound::Included(start), end)
     }
 
     /// Returns the pair with the least key.
