@@ -5,11 +5,13 @@
 
 mod common_durability;
 
-use common_durability::{Hooked, Request, Watchdog, block_on, bytes_of};
+use common_durability::{Hooked, Request, Watchdog, block_on, bytes_of, soak, within};
 use sled::testing::{OpClass, Tuning, open_on};
-use sled::{Config, Db, Error};
+use sled::transaction::TransactionError;
+use sled::{Batch, Config, Db, Error};
 use std::panic::resume_unwind;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
@@ -36,10 +38,25 @@ fn open(medium: &Hooked) -> Db {
 
 /// Kills `thread` before its next call of `class`.
 fn kill(medium: &Hooked, thread: &'static str, class: OpClass) {
-    let by_it =
-        move |request: Request<'_>| request.class == class && std::thread::current().name() == Some(thread);
-    // Without the message that a panic prints.
-    medium.before_next(by_it, || resume_unwind(Box::new("the driver is gone")));
+    kill_at(medium, thread, class, 1);
+}
+
+/// Kills `thread` before the so-manyth of its calls of `class` from now on; whether that has happened.
+fn kill_at(medium: &Hooked, thread: &'static str, class: OpClass, call: u64) -> Arc<AtomicBool> {
+    let is_dead = Arc::new(AtomicBool::new(false));
+    let (dies, calls) = (Arc::clone(&is_dead), AtomicU64::new(0));
+    let by_it = move |request: Request<'_>| {
+        let is_its = request.class == class && std::thread::current().name() == Some(thread);
+        // Relaxed: counted by one thread.
+        is_its && calls.fetch_add(1, Ordering::Relaxed) + 1 == call
+    };
+    medium.before_next(by_it, move || {
+        // Release: pairs with the Acquire of whoever asks.
+        dies.store(true, Ordering::Release);
+        // Without the message that a panic prints.
+        resume_unwind(Box::new("the driver is gone"));
+    });
+    is_dead
 }
 
 fn names(error: &Error, thread: &str) -> bool {
@@ -53,6 +70,15 @@ fn check_told(db: &Db, thread: &str) {
     told(db.remove(0_u32.to_be_bytes()).expect_err("refused"), "remove");
     told(db.compare_and_swap("new", None::<&str>, Some("1")).expect_err("refused"), "compare_and_swap");
     told(db.update_and_fetch("new", |_| Some("1")).expect_err("refused"), "update_and_fetch");
+    let changed = db.fetch_and_update(0_u32.to_be_bytes(), |_| Some("1"));
+    told(changed.expect_err("refused"), "fetch_and_update");
+    let mut batch = Batch::default();
+    batch.insert("new", "1");
+    told(db.apply_batch(batch).expect_err("refused"), "apply_batch");
+    match db.transaction::<_, (), ()>(|tree| tree.insert("new", "1").map(drop).map_err(Into::into)) {
+        Err(TransactionError::Storage(error)) => told(error, "transaction"),
+        other => panic!("transaction: {other:?}"),
+    }
     told(db.pop_min().expect_err("refused"), "pop_min");
     told(db.clear().expect_err("refused"), "clear");
     told(db.open_tree("new").expect_err("refused"), "open_tree");
@@ -119,6 +145,78 @@ fn a_maintenance_thread_that_dies_writing_is_told() {
 #[test]
 fn a_maintenance_thread_that_dies_syncing_is_told() {
     kill_while_writing("sled-maintenance", OpClass::Sync);
+}
+
+/// Overwrites big and small values, so that all is done that the threads do, until that fails or for so many rounds.
+fn work(db: &Db, rounds: u64) -> Result<(), Error> {
+    for round in 0..rounds {
+        for key in 0..60_u64 {
+            let len = if key.is_multiple_of(16) { 2000 } else { 150 };
+            // More than the cache has room for, half of it at rest, so that images are moved.
+            let number = key * 7 % 60 + round * round % 13 * 60;
+            db.insert(format!("work {number}"), bytes_of(round, len))?;
+        }
+        if round % 8 == 7 {
+            db.remove(format!("work {round}"))?;
+            block_on(db.flush_async())?;
+        }
+    }
+    Ok(())
+}
+
+/// One run; whether the thread came as far as the call it was to die at.
+fn die_at(thread: &'static str, class: OpClass, call: u64) -> bool {
+    let medium = Hooked::default();
+    let db = open(&medium);
+    let mut subscriber = db.watch_prefix("work");
+    let listener = std::thread::spawn(move || subscriber.by_ref().count());
+    let is_dead = kill_at(&medium, thread, class, call);
+    let worked = work(&db, 100);
+    // Acquire: pairs with the Release before it dies.
+    let died = is_dead.load(Ordering::Acquire);
+    if died {
+        let begun = Instant::now();
+        assert!(within(TOLD, || db.global_error().is_err()), "not told in {TOLD:?}");
+        check_told(&db, thread);
+        assert!(begun.elapsed() < 2 * TOLD, "{:?}", begun.elapsed());
+    } else {
+        // From here on it may die as it likes.
+        medium.unhook();
+    }
+    match worked {
+        Ok(()) => {}
+        Err(error) => assert!(died && names(&error, thread), "{error}"),
+    }
+    drop(db);
+    let told = listener.join().expect("does not panic");
+    assert!(told > 50, "{told} events");
+    medium.unhook();
+    let db = open(&medium);
+    sled::testing::check_invariants(&db).expect("whole");
+    for i in 0..50_u32 {
+        assert!(db.get(i.to_be_bytes()).expect("works").is_some(), "{i} was flushed");
+    }
+    died
+}
+
+/// Each thread dies at each of its first calls of each class: everybody is told, nobody waits, subscribers see the end
+/// once the database is closed, and nothing flushed is lost.
+#[test]
+fn a_thread_that_dies_at_any_call_is_told_and_held_up_by_nobody() {
+    let dog = Watchdog::new(Duration::from_secs(20));
+    for thread in ["sled-log", "sled-maintenance"] {
+        for class in [OpClass::Read, OpClass::Write, OpClass::Sync, OpClass::Resize] {
+            let calls = (1..=12 * soak()).filter(|call| {
+                dog.begin(format!("{thread} dies at call {call} of {class:?}"));
+                die_at(thread, class, *call)
+            });
+            let deaths = calls.count();
+            println!("{thread} died {deaths} times in a {class:?}");
+            // The log writer neither reads nor resizes.
+            let expected = thread == "sled-maintenance" || matches!(class, OpClass::Write | OpClass::Sync);
+            assert!(deaths > 0 || !expected, "{thread} never came to a {class:?}");
+        }
+    }
 }
 
 /// Nobody writes any more when the timer's flush dies: the next write is told all the same.
