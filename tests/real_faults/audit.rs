@@ -138,8 +138,8 @@ fn closing(log: &Log) {
     assert!(calls.iter().any(|call| call.text.contains("record at the end of the audit")));
     let released = last(&["flock"]).is_some_and(|call| call.text.contains("LOCK_UN"));
     assert!(released, "the lock is given up");
-    let locked = log.between("begin", "opened").into_iter().filter(|call| call.is(&["flock"], &log.file));
-    assert!(locked.last().is_some_and(|call| call.text.contains("LOCK_EX|LOCK_NB") && call.worked()));
+    let mut locked = log.between("begin", "opened").into_iter().filter(|call| call.is(&["flock"], &log.file));
+    assert!(locked.next_back().is_some_and(|call| call.text.contains("LOCK_EX|LOCK_NB") && call.worked()));
 }
 
 /// No path outside of the directory, no descriptor that a new process would get.

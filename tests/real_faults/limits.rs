@@ -122,7 +122,7 @@ pub fn descriptors(directory: &Path) {
         sequence.is_readable(&db);
         limit(libc::RLIMIT_NOFILE, old);
         match opened {
-            Ok(second) => drop(Sequence::found(&second, 0).steps(&second, 5)),
+            Ok(second) => Sequence::found(&second, 0).steps(&second, 5),
             Err(error) => {
                 assert_eq!(code(&error), Some(libc::EMFILE), "{error}");
                 refused += 1;

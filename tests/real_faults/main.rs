@@ -23,6 +23,7 @@ mod mounts;
 mod odd_paths;
 mod openers;
 mod power_cut;
+mod write_back;
 
 use std::io::Write as _;
 

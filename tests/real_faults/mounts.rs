@@ -20,6 +20,8 @@ pub struct Kind {
 }
 
 pub const EXT4: Kind = Kind { name: "ext4", options: &[], least: 16 };
+/// What fails when it is mounted again after its image lost writes is its journal.
+pub const EXT4_NO_JOURNAL: Kind = Kind { name: "ext4", options: &["-O", "^has_journal"], least: 16 };
 pub const XFS: Kind = Kind { name: "xfs", options: &[], least: 300 };
 
 /// What goes to the journal before the power is cut.

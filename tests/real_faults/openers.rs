@@ -104,8 +104,10 @@ fn fork_one(stays: bool) -> libc::pid_t {
         // SAFETY: plain system calls; the process is gone with its parent.
         unsafe {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            while stays {
-                libc::pause();
+            if stays {
+                loop {
+                    libc::pause();
+                }
             }
             libc::_exit(0);
         }
@@ -158,7 +160,7 @@ fn a_program_that_starts_processes_can_close_and_open_at_once() {
             // Every tenth one is new.
             let directory = scratch.0.join((number / 10).to_string());
             std::fs::create_dir_all(&directory).expect("there is room");
-            open(&directory)?.insert("k", &number.to_be_bytes()).map(drop)
+            open(&directory)?.insert("k", number.to_be_bytes().as_slice()).map(drop)
         });
         // Relaxed: a hint.
         stop.store(true, Ordering::Relaxed);
