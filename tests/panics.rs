@@ -294,7 +294,7 @@ fn an_operation_whose_user_code_panics_is_done_or_was_never_begun() {
             // Relaxed: hints.
             while !stop.load(Ordering::Relaxed) {
                 let step = steps.fetch_add(1, Ordering::Relaxed);
-                beside.insert((step % 500).to_be_bytes(), &step.to_be_bytes()).expect("goes on");
+                beside.insert((step % 500).to_be_bytes(), step.to_be_bytes().as_slice()).expect("goes on");
             }
         });
         for round in 0..3 {
@@ -389,7 +389,7 @@ fn a_flush_whose_waker_panics_is_done() {
     let counted = Arc::new(Always(AtomicU64::new(0)));
     for round in 0..50_u64 {
         dog.begin(format!("round {round}"));
-        db.insert("k", &round.to_be_bytes()).expect("works");
+        db.insert("k", round.to_be_bytes().as_slice()).expect("works");
         let mut flush = Box::pin(db.flush_async());
         let waker = Waker::from(Arc::clone(&counted));
         if flush.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
