@@ -240,15 +240,14 @@ impl Segments {
         }
     }
 
-    /// Notes that an image is not referred to any more.
+    /// Notes that an image is not referred to any more. Who referred to it may have come from the medium, and named a
+    /// place where no image can be: then there is nothing to be noted.
     pub fn kill(&self, offset: u64, bytes: u64) {
-        let number = self.number(offset).expect("an image lies in a segment");
+        let Some(number) = self.number(offset) else { return };
         let mut inner = self.inner();
-        if matches!(inner.states[number as usize], State::Draining { .. }) {
-            // The cleaner saw that it was dead before whoever had replaced it came to say so.
-            return;
-        }
-        let big = Self::page(&mut inner, number).kind == SegmentKind::Big;
+        // Draining: the cleaner saw that it was dead before whoever had replaced it came to say so.
+        let Some(State::Page(page)) = inner.states.get(number as usize) else { return };
+        let big = page.kind == SegmentKind::Big;
         if big && let Some(suspects) = &mut inner.suspects {
             // A value that an older record replaces for now may be put again by a later one.
             suspects.insert(number);
@@ -263,12 +262,13 @@ impl Segments {
 
     /// As [`Self::kill`], for a big value that replay from the checkpoint being made does not meet.
     pub fn kill_listed(&self, offset: u64, bytes: u64) {
-        let number = self.number(offset).expect("an image lies in a segment");
-        Self::bury(&mut self.inner(), number, bytes);
+        if let Some(number) = self.number(offset) {
+            Self::bury(&mut self.inner(), number, bytes);
+        }
     }
 
     fn bury(inner: &mut Inner, number: u32, bytes: u64) {
-        let page = Self::page(inner, number);
+        let Some(State::Page(page)) = inner.states.get_mut(number as usize) else { return };
         debug_assert!(
             page.live >= bytes || page.emptied,
             "L2: {bytes} bytes died of {}, {page:?} {number}",
