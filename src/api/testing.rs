@@ -3,7 +3,14 @@
 use super::config::Config;
 use super::db::Db;
 use super::engine;
+use crate::base::Lsn;
 use crate::error::Result;
+use crate::log::format::{BlockHeader, ImageHeader, SECTOR, SegmentHeader, Superblock};
+use crate::log::record::{FRAME, Records};
+use crate::pagecache::directory::{Decoder, Item, Root};
+use crate::tree::inner::{self, Inner};
+use crate::tree::leaf::{Leaf, LeafBuilder, Value, fingerprint};
+use crate::tree::redo::{self, Record};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -168,6 +175,140 @@ pub fn space(db: &Db) -> (u64, u64, u64) {
     let log = db.engine().forest().log();
     let usage = log.segments().usage();
     (usage.live, usage.used, log.redo_tail())
+}
+
+/// Takes bytes for each structure of the format in turn, and for the place that they say they belong to, and
+/// uses what could be decoded as the layers do.
+///
+/// # Panics
+/// When what a decoder accepts cannot be used, or is not what an encoder writes.
+pub fn decode_everything(bytes: &[u8]) {
+    let word =
+        |at: usize| bytes.get(at..at + 8).map(|b| u64::from_le_bytes(b.try_into().expect("eight bytes")));
+    if let Some(sector) = bytes.first_chunk::<SECTOR>()
+        && let Ok(Some(superblock)) = Superblock::decode(sector)
+    {
+        assert_eq!(Superblock::decode(&superblock.encode()), Ok(Some(superblock)));
+    }
+    // The number is the upper half of the word.
+    if let Some(header) = word(8).and_then(|word| SegmentHeader::decode(bytes, (word >> 32) as u32)) {
+        assert_eq!(SegmentHeader::decode(&header.encode(), header.number), Some(header));
+    }
+    if let (Some(nonce), Some(offset)) = (word(24), word(32))
+        && let Some((_, payload)) = BlockHeader::decode(bytes, nonce, offset)
+    {
+        use_stream(payload);
+    }
+    if let (Some(offset), Some(nonce)) = (word(16), word(24))
+        && let Some((_, payload)) = ImageHeader::decode(bytes, nonce, offset)
+    {
+        use_payload(payload);
+    }
+    use_stream(bytes);
+    use_payload(bytes);
+    (0..=redo::kind::TRANSACTION).for_each(|kind| use_record(kind, bytes));
+}
+
+/// Records do not depend on where the blocks cut them.
+fn use_stream(bytes: &[u8]) {
+    let read = |step: usize| {
+        let (mut records, mut found, mut lsn) = (Records::default(), Vec::new(), Lsn(64));
+        let ends = bytes.chunks(step).try_for_each(|piece| {
+            let each = &mut |lsn, kind, body: &[u8]| {
+                use_record(kind, body);
+                found.push((lsn, kind, body.len()));
+                Ok(true)
+            };
+            let fed = records.feed(lsn, piece, each);
+            lsn = lsn.plus(piece.len() as u64);
+            fed.map(drop)
+        });
+        (found, ends.is_ok() && records.is_partial())
+    };
+    assert_eq!(read(bytes.len().max(1)), read(7));
+}
+
+fn use_record(kind: u8, body: &[u8]) {
+    if let Some(record) = Record::decode(kind, body) {
+        let mut out = vec![0; record.len()];
+        record.encode(&mut out);
+        assert_eq!((out[FRAME - 1], &out[FRAME..]), (kind, body), "records have one form");
+    }
+    if kind != redo::kind::TRANSACTION {
+        return;
+    }
+    let Some(changes) = redo::decode_transaction(body) else { return };
+    let parts: Vec<(u8, u32, &[u8], Vec<u8>)> = changes
+        .iter()
+        .map(|change| match *change {
+            Record::Put { tree, key, value } => (redo::kind::PUT, tree, key, value.to_vec()),
+            Record::Remove { tree, key } => (redo::kind::REMOVE, tree, key, Vec::new()),
+            Record::PutBig { tree, key, big, nonce } => {
+                (redo::kind::PUT_BIG, tree, key, redo::big_rest(big, nonce).to_vec())
+            }
+            _ => panic!("{change:?} is no part of a transaction"),
+        })
+        .collect();
+    let mut out =
+        vec![0; redo::transaction_len(parts.iter().map(|(_, _, key, rest)| (key.len(), rest.len())))];
+    let mut encoder = redo::encode_transaction(&mut out);
+    parts.iter().for_each(|(kind, tree, key, rest)| encoder.change(*kind, *tree, key, rest));
+    assert!(encoder.is_full() && &out[FRAME..] == body, "transactions have one form");
+}
+
+/// What an image may hold: a leaf or a part of the directory.
+fn use_payload(bytes: &[u8]) {
+    if let Ok(leaf) = Leaf::validate(bytes) {
+        use_leaf(leaf);
+    }
+    if let Some(root) = Root::decode(bytes) {
+        assert_eq!(Root::decode(&root.encode()), Some(root));
+    }
+    let read = |step: usize| {
+        let (mut decoder, mut items) = (Decoder::default(), Vec::new());
+        for chunk in bytes.chunks(step) {
+            decoder.feed(chunk);
+            loop {
+                match decoder.next() {
+                    Ok(Some(Item::End)) => return (items, true),
+                    Ok(Some(item)) => items.push(item),
+                    Ok(None) => break,
+                    Err(_) => return (items, true),
+                }
+            }
+        }
+        (items, false)
+    };
+    assert_eq!(read(bytes.len().max(1)), read(7), "items do not depend on where chunks cut them");
+}
+
+fn use_leaf(leaf: Leaf<'_>) {
+    let record = |i: usize| {
+        let (key, value) = leaf.record(i);
+        ([leaf.prefix(), key].concat(), value)
+    };
+    let records: Vec<(Vec<u8>, Value<'_>)> = (0..leaf.len()).map(record).collect();
+    let mut builder = LeafBuilder::new(leaf.low(), leaf.high());
+    for (i, (key, value)) in records.iter().enumerate() {
+        assert!(leaf.covers(key) && !leaf.is_past(key) && leaf.lower_bound(key) == i, "T2: {key:?}");
+        // Fingerprints are not validated: a wrong one hides its key, and nothing else.
+        assert!(leaf.find(key, fingerprint(key)).is_none_or(|found| found == *value), "value of {key:?}");
+        builder.push(key, &[], fingerprint(key) as u8, *value);
+    }
+    let image = builder.finish();
+    let rebuilt = Leaf::validate(&image).expect("what the builder makes is well formed");
+    let mut children = vec![(leaf.low(), 1)];
+    for (key, value) in &records {
+        assert_eq!(rebuilt.find(key, fingerprint(key)), Some(*value), "value of {key:?}");
+        if key[..] > *children[children.len() - 1].0 {
+            children.push((key, children.len() as u32 + 1));
+        }
+    }
+    let node = inner::build(1, &children, leaf.high(), 0);
+    for (key, pid) in children {
+        let inner = Inner::new(&node);
+        assert_eq!(inner.child(inner.find(key)), pid, "child of {key:?}");
+    }
 }
 
 #[cfg(all(test, not(loom)))]

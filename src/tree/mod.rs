@@ -46,7 +46,7 @@ mod merge;
 mod priority;
 mod read;
 mod read_set;
-mod redo;
+pub mod redo;
 mod salvage;
 mod scrub;
 mod split;
