@@ -153,7 +153,8 @@
 //!
 //! ## Limits
 //!
-//! An image has at most 1 GiB - 64 bytes (`log/address.rs`), a redo record 1 GiB, a key that is written 32 MiB. Whoever
+//! An image has at most 1 GiB - 64 bytes (`log/address.rs`), a redo record 1 GiB, a key that is written 32 MiB. No
+//! generation, LSN or bound of identifiers is above 2^60: a superblock with a larger one is not whole. Whoever
 //! reads compares each length with what it lies in before believing it.
 
 use crate::base::{Lsn, RedoPosition};
@@ -182,6 +183,9 @@ const VERSION: u32 = 1;
 const SEGMENT_MAGIC: u32 = u32::from_le_bytes(*b"SEG1");
 const BLOCK_MAGIC: u32 = u32::from_le_bytes(*b"REDO");
 const IMAGE_MAGIC: u32 = u32::from_le_bytes(*b"IMG1");
+/// What grows by bytes or by ones (LSNs, generations, identifiers) never comes near this: what says so was not written by
+/// us, and would overflow.
+pub const LARGEST: u64 = 1 << 60;
 /// Smallest and largest size of a segment, bytes.
 pub const SEGMENT_SIZES: std::ops::RangeInclusive<u32> = 4096..=(16 << 20);
 
@@ -255,7 +259,7 @@ impl Superblock {
         SLOTS_AT[(self.generation + 1) as usize % 2]
     }
 
-    /// Reads one copy. `Ok(None)`: blank, or the checksum is wrong.
+    /// Reads one copy. `Ok(None)`: blank, or the checksum or a number is wrong.
     ///
     /// # Errors
     /// `Unsupported`: another version, or no file of ours.
@@ -293,15 +297,19 @@ impl Superblock {
             offset: get32(b, 68),
             nonce: get64(b, 72),
         };
+        let (generation, stable, id_floor) = (get64(b, 16), Lsn(get64(b, 80)), get64(b, 88));
+        if generation.max(redo.lsn.0).max(stable.0).max(id_floor) > LARGEST {
+            return Ok(None);
+        }
         Ok(Some(Superblock {
-            generation: get64(b, 16),
+            generation,
             segment,
             compressed: flags & 1 == 1,
             root: (get64(b, 32), get64(b, 40)),
             root_nonce: get64(b, 48),
             redo,
-            stable: Lsn(get64(b, 80)),
-            id_floor: get64(b, 88),
+            stable,
+            id_floor,
         }))
     }
 }
@@ -603,6 +611,14 @@ mod tests {
         }
         assert_eq!(Superblock::decode(&[0; SECTOR]).expect("blank"), None);
         assert!(matches!(Superblock::decode(&[b'S'; SECTOR]), Err(Error::Unsupported(_))));
+        for huge in [
+            Superblock { generation: LARGEST + 1, ..sample() },
+            Superblock { stable: Lsn(u64::MAX), ..sample() },
+            Superblock { id_floor: u64::MAX, ..sample() },
+            Superblock { redo: RedoPosition { lsn: Lsn(1 << 62), ..sample().redo }, ..sample() },
+        ] {
+            assert_eq!(Superblock::decode(&huge.encode()).expect("ours, forged"), None);
+        }
         for at in [0, 8, 12, 28, 31, 96, 507] {
             let mut newer = good;
             newer[at] ^= 0x42;

@@ -29,6 +29,7 @@ pub mod mapping_table;
 mod models;
 pub mod status;
 
+pub use crate::log::format::LARGEST;
 pub use crate::log::record::{EachRecord, FRAME, frame as frame_record};
 pub use crate::log::salvage::{Remains, search};
 pub use crate::log::scrub::Findings;

@@ -156,6 +156,7 @@ impl Catalog {
     pub fn insert(&self, tree: BwTree) -> Arc<BwTree> {
         let tree = Arc::new(tree);
         let mut inner = self.inner.write();
+        // The last one has no successor: there will be no new tree.
         inner.next = inner.next.max(tree.id.saturating_add(1));
         inner.by_id.insert(tree.id, Arc::clone(&tree));
         inner.by_name.insert(tree.name.clone(), Arc::clone(&tree));

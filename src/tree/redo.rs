@@ -47,7 +47,7 @@
 //!   of the record, which says how many segments the run has; if it does, the nonce is that of the run.
 
 use super::leaf::{BigRef, MAX_INLINE};
-use crate::pagecache::FRAME;
+use crate::pagecache::{FRAME, LARGEST};
 
 /// Kinds of records.
 pub mod kind {
@@ -286,7 +286,10 @@ impl<'a> Record<'a> {
             }
             kind::CREATE => Some(Record::Create { tree, name: rest }),
             kind::DROP => rest.is_empty().then_some(Record::Drop { tree }),
-            kind::IDS => Some(Record::Ids { floor: u64::from_le_bytes(body.try_into().ok()?) }),
+            kind::IDS => {
+                let floor = u64::from_le_bytes(body.try_into().ok()?);
+                (floor <= LARGEST).then_some(Record::Ids { floor })
+            }
             _ => None,
         }
     }
@@ -354,6 +357,7 @@ mod tests {
             (kind::PUT_BIG, &[1, 0, 0, 0, 0, 0, 0, 0, 1]),
             (kind::DROP, &[1, 0, 0, 0, 0]),
             (kind::IDS, &[1, 0, 0, 0]),
+            (kind::IDS, &[0xFF; 8]),
             (77, &[0; 16]),
         ] {
             assert_eq!(Record::decode(kind, body), None);
