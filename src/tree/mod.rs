@@ -136,6 +136,8 @@ const SPARSE: usize = 1 << 16;
 const SPARSE_DUE: usize = 8;
 /// Smallest and largest redo budget that is scaled to the data, bytes.
 const REDO_BUDGET: std::ops::RangeInclusive<u64> = (32 << 20)..=(256 << 20);
+/// Most identifiers that are reserved at once.
+const ID_INTERVAL: u64 = 1 << 32;
 /// Smallest image budget that is scaled to the data, bytes.
 const LEAST_IMAGES: u64 = 8 << 20;
 
@@ -361,7 +363,8 @@ impl Forest {
             if id < self.id_floor.load(Ordering::Acquire) {
                 break;
             }
-            let floor = id.saturating_add(1).saturating_add(self.options.id_interval);
+            // However many are reserved at once, they never run out.
+            let floor = id + 1 + self.options.id_interval.min(ID_INTERVAL);
             self.record(&redo::Record::Ids { floor })?;
             self.flush()?;
             // Release: pairs with the Acquire above; what is below it is durable.

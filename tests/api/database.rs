@@ -90,7 +90,9 @@ fn ids_begin_at_0_and_are_shared_by_all_handles() -> Result<()> {
 fn ids_grow_over_reopens_crashes_and_other_intervals() -> Result<()> {
     let mut medium = SimStorage::new();
     let mut next = 0;
-    for (round, interval) in [1_000_000, 1_000_000, 3, 1, 7, 1_000_000, 2].into_iter().enumerate() {
+    for (round, interval) in
+        [1_000_000, 1_000_000, 3, u64::MAX, 1, u64::MAX, 7, 1_000_000, 2].into_iter().enumerate()
+    {
         let config = Config::new().idgen_persist_interval(interval).flush_every_ms(None);
         let db = open_on(medium.clone(), &config, Tuning { threads: false, ..Tuning::default() })?;
         for _ in 0..10 {
