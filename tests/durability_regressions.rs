@@ -8,7 +8,7 @@ mod common_durability;
 
 use common_durability::{Hooked, Watchdog, bytes_of, open_tiny, tiny, tiny_config};
 use sled::testing::{CrashMode, OpClass, SimStorage, Storage, Tuning, checkpoint, maintain, open_on, space};
-use sled::{Db, IVec};
+use sled::{Db, Error, IVec};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -387,4 +387,40 @@ fn what_an_older_superblock_refers_to_stays_until_the_newer_one_is_durable() {
         }
     }
     assert!(opened >= 80, "two syncs of a checkpoint fail");
+}
+
+#[test]
+fn a_big_value_said_to_be_where_none_can_be_harms_nothing_else() {
+    const LENGTH: usize = 6000;
+    let medium = SimStorage::new();
+    let db = open_quiet(&medium).unwrap();
+    let tree = db.open_tree("second").unwrap();
+    tree.insert("big", vec![7; LENGTH]).unwrap();
+    db.insert("other", "value").unwrap();
+    checkpoint(&db).unwrap();
+    drop((tree, db));
+    let bytes = medium.contents();
+    // The reference in its leaf: address, then length.
+    let reference = (LENGTH as u64).to_le_bytes();
+    let at = bytes.windows(8).rposition(|window| window == reference).expect("the leaf was written") - 8;
+    let image =
+        (0..at).rev().find(|at| at % 64 == 0 && bytes[*at..].starts_with(b"IMG1")).expect("in an image");
+    let length = u32::from_le_bytes(bytes[image + 32..image + 36].try_into().unwrap()) as usize;
+    // In a superblock, in the redo stream, past the end of the file, and as far away as an address can say.
+    for address in [64 << 18 | 1, (8192 / 64 + 1) << 24 | 1, 1 << 50 | 1, u64::MAX >> 2] {
+        let mut forged = bytes.clone();
+        forged[at..at + 8].copy_from_slice(&u64::to_le_bytes(address));
+        let sum = crc32fast::hash(&forged[image + 8..image + 64 + length]);
+        forged[image + 4..image + 8].copy_from_slice(&sum.to_le_bytes());
+        let medium = SimStorage::holding(forged);
+        let db = open_quiet(&medium).unwrap();
+        let tree = db.open_tree("second").unwrap();
+        assert!(matches!(tree.get("big"), Err(Error::Corruption { .. })), "{address:#x}");
+        tree.insert("fine", "value").unwrap();
+        drop(tree);
+        db.drop_tree("second").unwrap();
+        checkpoint(&db).unwrap();
+        maintain(&db).unwrap();
+        assert_eq!(value(&db, "other").as_deref(), Some(&b"value"[..]));
+    }
 }
