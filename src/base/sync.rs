@@ -1,4 +1,4 @@
-//! Atomics, a mutex and waiting for the lock-free protocols: of the standard library, or of the model
+//! Atomics, a mutex, a condition and waiting for the protocols: of the standard library, or of the model
 //! checker.
 //!
 //! # How it works
@@ -15,17 +15,18 @@
 //! CDSChecker (Norris, Demsky, OOPSLA 2013), which loom implements.
 
 #[cfg(not(loom))]
-pub use self::native::{Backoff, Mutex, Watch, Watches, atomic};
+pub use self::native::{Backoff, Condvar, Mutex, MutexGuard, Watch, Watches, atomic, yield_now};
 
 #[cfg(loom)]
-pub use self::model::{Backoff, Mutex, Watch, Watches, atomic};
+pub use self::model::{Backoff, Condvar, Mutex, MutexGuard, Watch, Watches, atomic, yield_now};
 
 #[cfg(not(loom))]
 mod native {
     pub use crossbeam_utils::Backoff;
-    pub use parking_lot::Mutex;
+    pub use parking_lot::{Condvar, Mutex, MutexGuard};
     use std::ops::Range;
     pub use std::sync::atomic;
+    pub use std::thread::yield_now;
 
     /// One place in memory that plain accesses share.
     #[derive(Debug)]
@@ -90,13 +91,22 @@ pub fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
 mod model {
     use loom::cell::UnsafeCell;
     pub use loom::sync::atomic;
-    use std::ops::Range;
+    pub use loom::thread::yield_now;
+    use std::ops::{Deref, DerefMut, Range};
     use std::sync::atomic::AtomicBool;
     use std::sync::atomic::Ordering::Relaxed;
+    use std::time::Instant;
 
     /// A mutex that needs no `unwrap`.
-    #[derive(Debug)]
+    #[derive(Debug, Default)]
     pub struct Mutex<T>(loom::sync::Mutex<T>);
+
+    /// The mutex is locked.
+    #[derive(Debug)]
+    pub struct MutexGuard<'a, T>(Option<loom::sync::MutexGuard<'a, T>>);
+
+    const LOCKED: &str = "unlocked only while its thread waits";
+    const PANIC: &str = "a panic ends the model";
 
     impl<T> Mutex<T> {
         /// An unlocked mutex.
@@ -105,8 +115,71 @@ mod model {
         }
 
         /// Waits for the lock.
-        pub fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
-            self.0.lock().expect("a panic ends the model")
+        pub fn lock(&self) -> MutexGuard<'_, T> {
+            MutexGuard(Some(self.0.lock().expect(PANIC)))
+        }
+    }
+
+    impl<T> Deref for MutexGuard<'_, T> {
+        type Target = T;
+
+        fn deref(&self) -> &T {
+            self.0.as_ref().expect(LOCKED)
+        }
+    }
+
+    impl<T> DerefMut for MutexGuard<'_, T> {
+        fn deref_mut(&mut self) -> &mut T {
+            self.0.as_mut().expect(LOCKED)
+        }
+    }
+
+    /// A condition without clocks: waiting until a time is over at once.
+    #[derive(Debug)]
+    pub struct Condvar(loom::sync::Condvar);
+
+    impl Default for Condvar {
+        fn default() -> Condvar {
+            Condvar::new()
+        }
+    }
+
+    /// Why waiting ended.
+    #[derive(Clone, Copy, Debug)]
+    pub struct TimedOut;
+
+    impl TimedOut {
+        /// Because of the time.
+        pub fn timed_out(self) -> bool {
+            true
+        }
+    }
+
+    impl Condvar {
+        /// Nobody waits.
+        pub fn new() -> Condvar {
+            Condvar(loom::sync::Condvar::new())
+        }
+
+        /// Waits to be notified.
+        pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
+            let locked = guard.0.take().expect(LOCKED);
+            guard.0 = Some(self.0.wait(locked).expect(PANIC));
+        }
+
+        /// The time has come.
+        pub fn wait_until<T>(&self, _guard: &mut MutexGuard<'_, T>, _until: Instant) -> TimedOut {
+            TimedOut
+        }
+
+        /// Wakes one that waits.
+        pub fn notify_one(&self) {
+            self.0.notify_one();
+        }
+
+        /// Wakes all that wait.
+        pub fn notify_all(&self) {
+            self.0.notify_all();
         }
     }
 
