@@ -31,6 +31,8 @@
 pub mod address;
 pub mod compression;
 pub mod format;
+#[cfg(all(test, loom))]
+mod models;
 pub mod page_stream;
 pub mod record;
 pub mod redo_buffer;
@@ -48,12 +50,12 @@ pub use redo_buffer::Reservation;
 pub use segment::{Page, Segments, Usage};
 
 use crate::base::metrics::{self, Op};
+use crate::base::sync::{Mutex, MutexGuard};
 use crate::base::{Lsn, RedoPosition, fail};
 use crate::damage::Damage;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 use format::{COPY_AT, FIRST_LSN, SECTOR, SEGMENTS_AT, SLOTS_AT, SegmentHeader, Superblock};
-use parking_lot::{Mutex, MutexGuard};
 use record::EachRecord;
 use redo_buffer::{MAX_RECORD, Reserved, Ring};
 use redo_writer::RedoWriter;
@@ -75,7 +77,7 @@ pub struct LogOptions {
 }
 
 /// Buffers of the ring.
-const BUFFERS: usize = 8;
+const BUFFERS: usize = if cfg!(loom) { 3 } else { 8 };
 /// Free segments that keep their blocks, to be reused without metadata to commit.
 const RECYCLED: usize = 2;
 

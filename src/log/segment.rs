@@ -27,10 +27,10 @@
 //! One mutex, held for a few instructions, but for `give_back`, which resizes the file under it.
 
 use super::format::{HEADER, SECTOR, SEGMENTS_AT, SegmentKind};
+use crate::base::sync::{Mutex, MutexGuard};
 use crate::base::{Nonces, fail};
 use crate::error::Result;
 use crate::storage::Storage;
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -582,6 +582,19 @@ mod tests {
         assert_eq!(segments.open_page(SegmentKind::Leaves, 2).0, 1);
         assert_eq!(segments.open_redo().0, 3);
         assert!(segments.recycled(3) && !segments.recycled(0));
+    }
+
+    #[test]
+    fn deaths_where_no_image_can_be_are_nothing() {
+        let segments = Segments::new(4096);
+        let (redo, _) = segments.open_redo();
+        let (run, _) = segments.open_page(SegmentKind::Big, 2);
+        segments.add(run, 64, false);
+        for offset in [0, segments.offset(redo), segments.offset(run + 1), segments.offset(9), u64::MAX] {
+            segments.kill(offset, 64);
+            segments.kill_listed(offset, 64);
+        }
+        assert_eq!(segments.usage().live, 64);
     }
 
     #[test]

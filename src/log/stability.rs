@@ -8,9 +8,9 @@
 //!   acknowledged until the file is opened again.
 
 use crate::base::Lsn;
+use crate::base::sync::atomic::{AtomicU64, Ordering};
 use crate::error::{Error, Result};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The stable LSN and the first fatal error.
 #[derive(Debug)]
