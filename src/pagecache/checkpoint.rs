@@ -27,7 +27,7 @@ use super::mapping_table::Word;
 use super::{Page, PageCache, count};
 use crate::base::{Lsn, RedoPosition, fail};
 use crate::error::Result;
-use crate::log::{ImageAddr, ImageKind, Stream};
+use crate::log::{ImageAddr, ImageKind, Segments, Stream};
 use crossbeam_epoch::Guard;
 use std::sync::Arc;
 
@@ -220,10 +220,14 @@ impl<P: Page> PageCache<P> {
             return;
         }
         self.log().note_freed(numbers.len());
-        let segments = Arc::clone(self.log().segments());
-        segments.drain(&numbers);
         let guard = crossbeam_epoch::pin();
-        super::frame::defer(&guard, move || segments.release(&numbers));
+        release_later(Arc::clone(self.log().segments()), numbers, &guard);
         guard.flush();
     }
+}
+
+/// Frees segments when every guard has ended that is pinned now.
+pub(super) fn release_later(segments: Arc<Segments>, numbers: Vec<u32>, guard: &Guard) {
+    segments.drain(&numbers);
+    super::frame::defer(guard, move || segments.release(&numbers));
 }

@@ -8,9 +8,11 @@
 
 #![allow(unsafe_code)]
 
+use super::checkpoint::release_later;
 use super::{Arc, FrameKind, FrameRef, Guard, ImageAddr, Lsn, NewFrame, PageState, Shared, Word};
 use super::{DeltaKind, Looker, NewDelta, Outcome, Published, Status};
 use crate::base::sync::check;
+use crate::log::{SegmentKind, Segments};
 use crossbeam_epoch::Collector;
 use loom::thread::spawn;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -151,6 +153,53 @@ fn a_consolidation_and_a_move_agree_on_the_image() {
 #[test]
 fn a_write_and_a_move_are_both_kept() {
     check(3, || others_and_a_move(true));
+}
+
+/// Whoever has read the address of an image can read the image until its guard ends, also if the page gets another image
+/// and the segment is freed and taken again meanwhile; and segments are freed while others run.
+#[test]
+fn a_segment_is_reused_when_nobody_has_an_address_in_it() {
+    static FREED_EARLY: AtomicBool = AtomicBool::new(false);
+    check(2, || {
+        let collector = Collector::new();
+        let segments = Arc::new(Segments::new(4096));
+        let shared = Arc::new(Shared::default());
+        let pid = shared.table.allocate().expect("PIDs are left");
+        let image = |segments: &Segments| {
+            let (number, nonce) = segments.open_page(SegmentKind::Leaves, 1);
+            segments.add(number, 64, false);
+            segments.seal(number);
+            (number, nonce, ImageAddr::new(segments.offset(number) + 64, 64))
+        };
+        let (old, old_nonce, from) = image(&segments);
+        let (_, new_nonce, to) = image(&segments);
+        shared.table.set(pid, Word::disk(from));
+        let reader = {
+            let (collector, shared) = (collector.clone(), Arc::clone(&shared));
+            let segments = Arc::clone(&segments);
+            spawn(move || {
+                let participant = collector.register();
+                let guard = participant.pin();
+                let (_, PageState::Disk(address)) = shared.table.load(pid, &guard) else {
+                    panic!("the page is evicted")
+                };
+                let nonce = if address == from { old_nonce } else { new_nonce };
+                assert_eq!(segments.nonce(address.offset(), 64), Some(nonce), "what is read is the image");
+            })
+        };
+        assert!(shared.table.swap(pid, Word::disk(from), Word::disk(to)));
+        let participant = collector.register();
+        release_later(Arc::clone(&segments), vec![old], &participant.pin());
+        for _ in 0..3 {
+            participant.pin().flush();
+        }
+        // Takes the segment again if it is free.
+        if segments.open_page(SegmentKind::Leaves, 1).0 == old {
+            FREED_EARLY.store(true, Ordering::Relaxed);
+        }
+        reader.join().expect("the reader panicked");
+    });
+    assert!(FREED_EARLY.load(Ordering::Relaxed), "no interleaving freed anything");
 }
 
 /// A leaf that lives as long as the model.
