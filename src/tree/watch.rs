@@ -12,11 +12,15 @@
 //! Whether a tree is watched is one load, under the writer's guard. Whoever begins to watch says so, and then waits until
 //! every guard has ended that was pinned before: after that no writer is left who does not know.
 
+#[cfg(all(test, loom))]
+mod models;
+
+use crate::base::sync::atomic::{AtomicBool, Ordering};
+use crate::base::sync::{Condvar, Mutex, MutexGuard, yield_now};
 use crate::ivec::IVec;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use crossbeam_epoch::Guard;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -153,6 +157,16 @@ impl Watchers {
 
     /// Begins to watch the keys with a prefix.
     pub fn watch(&self, prefix: IVec) -> Arc<Queue> {
+        let queue = self.list(prefix);
+        // A guard of this thread is not of a writer.
+        if !crossbeam_epoch::is_pinned() {
+            await_guards(crossbeam_epoch::pin);
+        }
+        queue
+    }
+
+    /// Lists a new queue, which those who write already may not see.
+    fn list(&self, prefix: IVec) -> Arc<Queue> {
         let queue = Arc::new(Queue { prefix, waiting: Mutex::default(), ready: Condvar::new() });
         let mut queues = self.queues.lock();
         if queues.ended {
@@ -162,8 +176,6 @@ impl Watchers {
         queues.open.push(Arc::clone(&queue));
         // Relaxed: what orders it with writers is that their guards end.
         self.any.store(true, Ordering::Relaxed);
-        drop(queues);
-        await_guards();
         queue
     }
 
@@ -281,14 +293,10 @@ impl Queue {
 }
 
 /// Returns when every guard has ended that was pinned before, or after a while if one does not end.
-fn await_guards() {
-    if crossbeam_epoch::is_pinned() {
-        // By this thread, which is not writing.
-        return;
-    }
+fn await_guards(pin: impl Fn() -> Guard) {
     let ended = Arc::new(AtomicBool::new(false));
     let note = Arc::clone(&ended);
-    crossbeam_epoch::pin().defer(move || {
+    pin().defer(move || {
         // Release: pairs with the Acquire below.
         note.store(true, Ordering::Release);
     });
@@ -297,9 +305,9 @@ fn await_guards() {
         if ended.load(Ordering::Acquire) {
             return;
         }
-        crossbeam_epoch::pin().flush();
+        pin().flush();
         if look < LOOKS_AWAKE {
-            std::thread::yield_now();
+            yield_now();
         } else {
             std::thread::sleep(Duration::from_millis(1));
         }
