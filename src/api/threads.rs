@@ -14,12 +14,15 @@
 //! If one of them panics, the log is poisoned with the cause: every later write says so, and nobody waits for
 //! it.
 
+#[cfg(all(test, loom))]
+mod models;
+
 use super::engine::Core;
+use crate::base::sync::atomic::{AtomicBool, Ordering};
+use crate::base::sync::{Condvar, Mutex};
 use crate::error::{Error, Result};
-use parking_lot::{Condvar, Mutex};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::task::Waker;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -146,13 +149,23 @@ impl Default for Signals {
 impl Signals {
     /// A new buffer was begun: there is something to flush, or to write.
     pub(super) fn wrote(&self, backlog: u64) {
-        // SeqCst: either the log writer, which clears `armed` and then looks at the end of the log, sees the
-        // reservation that was made before this, or this sees `armed` cleared, and rings.
-        fence(Ordering::SeqCst);
-        // AcqRel: pairs with the store in `writer_loop`; whoever finds it clear rings.
+        // AcqRel: pairs with the swap in `rest`. One of the two is later: either that one, and then it sees the reservation
+        // that was made before this; or this one, which finds `armed` cleared, and rings.
         if !self.armed.swap(true, Ordering::AcqRel) || backlog >= 2 {
             self.writer.ring();
         }
+    }
+
+    /// The log writer takes off its timers because nothing is being written; whether that is still so, as `is_quiet` says.
+    /// If not, its bell has rung.
+    fn rest(&self, is_quiet: impl FnOnce() -> bool) -> bool {
+        // AcqRel: pairs with the swap in `wrote`, as said there.
+        self.armed.swap(false, Ordering::AcqRel);
+        let quiet = is_quiet();
+        if !quiet {
+            self.wrote(0);
+        }
+        quiet
     }
 
     /// Maintenance may be due.
@@ -168,11 +181,12 @@ impl Signals {
         Some(waiter)
     }
 
-    fn serve_waiters(&self, core: &Core) {
+    /// Flushes if anybody awaits that.
+    fn serve_waiters(&self, flush: &dyn Fn() -> Result<u64>) {
         // They stay listed until they were served: if the flush panics, whoever closes the list serves them.
         let waiters = self.waiters.lock().clone().unwrap_or_default();
         if !waiters.is_empty() {
-            let result = core.flush();
+            let result = flush();
             waiters.iter().for_each(|waiter| waiter.finish(result.clone()));
             if let Some(listed) = self.waiters.lock().as_mut() {
                 listed.retain(|waiter| !waiter.is_finished());
@@ -181,10 +195,10 @@ impl Signals {
     }
 
     /// The log writer has ended: those who wait are served here, and nobody waits any more.
-    fn close_waiters(&self, core: &Core) {
-        self.serve_waiters(core);
+    fn close_waiters(&self, flush: &dyn Fn() -> Result<u64>) {
+        self.serve_waiters(flush);
         let late = self.waiters.lock().take().unwrap_or_default();
-        late.iter().for_each(|waiter| waiter.finish(core.flush()));
+        late.iter().for_each(|waiter| waiter.finish(flush()));
     }
 }
 
@@ -226,7 +240,7 @@ impl Threads {
                 let text = panic.downcast_ref::<String>().map(String::as_str);
                 let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
                 core.poison(Error::ReportableBug(format!("the thread {name} panicked: {text}")));
-                core.signals.close_waiters(&core);
+                core.signals.close_waiters(&|| core.flush());
             }
         })?;
         self.handles.push(handle);
@@ -244,7 +258,7 @@ impl Threads {
                 let _ = handle.join();
             }
         }
-        core.signals.close_waiters(core);
+        core.signals.close_waiters(&|| core.flush());
     }
 }
 
@@ -262,7 +276,7 @@ fn writer_loop(core: &Core, every: Option<Duration>) {
         if woken == Woken::Stop {
             return;
         }
-        signals.serve_waiters(core);
+        signals.serve_waiters(&|| core.flush());
         // A failure stays where it is: whoever needs room or a flush meets it, too.
         let _ = log.drain();
         let now = Instant::now();
@@ -289,13 +303,7 @@ fn writer_loop(core: &Core, every: Option<Duration>) {
             // Nothing is being written and nothing waits to be flushed: no more timers. What is written from
             // here on rings again.
             (tick_at, flush_at) = (None, None);
-            // Release: pairs with the swap in `wrote`.
-            signals.armed.store(false, Ordering::Release);
-            // SeqCst: the other half of the argument in `wrote`.
-            fence(Ordering::SeqCst);
-            if log.end() != end {
-                signals.wrote(0);
-            } else if flushed && core.forest.is_untidy() {
+            if signals.rest(|| log.end() == end) && flushed && core.forest.is_untidy() {
                 // Release: pairs with the swap in `maintenance_loop`.
                 signals.tidy.store(true, Ordering::Release);
                 signals.maintenance.ring();
