@@ -2,20 +2,16 @@
 //!
 //! Every sequence of bytes means something, and numbers are folded into the ranges that matter.
 
-use libfuzzer_sys::arbitrary::{self, Arbitrary};
+use arbitrary::Arbitrary;
 use sled::Config;
-use sled::testing::{CrashMode, OpClass, Tuning};
+use sled::testing::{CrashMode, OpClass, SimStorage, Tuning};
+use std::io::ErrorKind;
 
 /// Longest value: larger than a leaf of any tuning below, so that big values occur.
 pub const LONGEST: usize = 3000;
-const CRASHES: [CrashMode; 5] = [
-    CrashMode::DropUnsynced,
-    CrashMode::KeepAll,
-    CrashMode::KeepPrefix,
-    CrashMode::RandomSubset,
-    CrashMode::Torn,
-];
-const CLASSES: [OpClass; 4] = [OpClass::Read, OpClass::Write, OpClass::Sync, OpClass::Resize];
+/// `None`: all kinds.
+const CLASSES: [Option<OpClass>; 5] =
+    [Some(OpClass::Read), Some(OpClass::Write), Some(OpClass::Sync), Some(OpClass::Resize), None];
 
 /// Sizes of the database, as indexes.
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -39,7 +35,7 @@ impl Setup {
 
     pub fn config(self) -> Config {
         let cache = if self.small_cache { 16 << 10 } else { 16 << 20 };
-        Config::new().cache_capacity(cache).flush_every_ms(None)
+        Config::new().cache_capacity(cache).flush_every_ms(None).idgen_persist_interval(4)
     }
 }
 
@@ -49,17 +45,27 @@ pub struct Crash(u8);
 
 impl Crash {
     pub fn mode(self) -> CrashMode {
-        CRASHES[usize::from(self.0) % CRASHES.len()]
+        CrashMode::ALL[usize::from(self.0) % CrashMode::ALL.len()]
     }
 }
 
-/// An index into the kinds of calls.
+/// Which calls of the medium fail: a kind, how many of them succeed before, one or all that follow, and how.
 #[derive(Arbitrary, Clone, Copy, Debug)]
-pub struct Failing(u8);
+pub struct Failing {
+    class: u8,
+    after: u8,
+    once: bool,
+    full: bool,
+}
 
 impl Failing {
-    pub fn class(self) -> OpClass {
-        CLASSES[usize::from(self.0) % CLASSES.len()]
+    pub fn arm(self, medium: &SimStorage) {
+        let kind = if self.full { ErrorKind::StorageFull } else { ErrorKind::Other };
+        let after = u64::from(self.after % 64);
+        match CLASSES[usize::from(self.class) % CLASSES.len()] {
+            Some(class) => medium.fail(class, after, self.once, kind),
+            None => medium.fail_any(after, self.once, kind),
+        }
     }
 }
 
@@ -120,21 +126,50 @@ pub enum Op {
     Remove(bool, Key),
     RemoveMany(bool, Run),
     Get(bool, Key),
-    Swap { other: bool, key: Key, right: bool, new: Option<Value> },
-    Update { other: bool, key: Key, new: Option<Value>, fetch_old: bool },
+    Swap {
+        other: bool,
+        key: Key,
+        right: bool,
+        new: Option<Value>,
+    },
+    Update {
+        other: bool,
+        key: Key,
+        new: Option<Value>,
+        fetch_old: bool,
+    },
     Merge(bool, Key, Value),
     PopMin(bool),
     PopMax(bool),
     Neighbours(bool, Key),
-    Range { other: bool, from: Key, to: Key, exclude_from: bool, include_to: bool, turns: u8 },
+    Range {
+        other: bool,
+        from: Key,
+        to: Key,
+        exclude_from: bool,
+        include_to: bool,
+        turns: u8,
+    },
     Prefix(bool, Key),
+    Batch(bool, Run, Value, u8),
+    Transaction {
+        read: Key,
+        first: Run,
+        second: Run,
+        value: Value,
+        abort: bool,
+    },
+    GenerateId,
     DropOther,
     Flush,
     Maintain,
     Checkpoint,
     Invariants,
-    Reopen,
-    Crash(Crash, u8),
-    Fail { failing: Failing, after: u8, once: bool },
+    /// The failure is that of an attempt to open before the one that counts.
+    Reopen(Option<Failing>),
+    Crash(Crash, u8, Option<Failing>),
+    Fail(Failing),
+    /// So many sectors are left.
+    Capacity(u8),
     Heal,
 }

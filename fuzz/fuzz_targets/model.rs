@@ -8,18 +8,33 @@ use std::collections::BTreeMap;
 /// (tree, key) -> value; the tree is `false` for the default one.
 pub type Map = BTreeMap<(bool, Vec<u8>), Vec<u8>>;
 
+/// The tree, the key and what it gets: a value or none.
+pub type Put = (bool, Vec<u8>, Option<Vec<u8>>);
+
 /// One atomic change of the database.
 #[derive(Clone, Debug)]
 pub enum Change {
-    Put(bool, Vec<u8>, Option<Vec<u8>>),
+    /// A batch or a transaction has several, anything else one.
+    Put(Vec<Put>),
     DropOther,
 }
 
 impl Change {
+    /// Of one key.
+    pub fn of(other: bool, key: &[u8], value: Option<Vec<u8>>) -> Change {
+        Change::Put(vec![(other, key.to_vec(), value)])
+    }
+
     fn apply(&self, map: &mut Map) {
         match self {
-            Change::Put(other, key, Some(value)) => drop(map.insert((*other, key.clone()), value.clone())),
-            Change::Put(other, key, None) => drop(map.remove(&(*other, key.clone()))),
+            Change::Put(puts) => {
+                for (other, key, value) in puts {
+                    match value {
+                        Some(value) => drop(map.insert((*other, key.clone()), value.clone())),
+                        None => drop(map.remove(&(*other, key.clone()))),
+                    }
+                }
+            }
             Change::DropOther => map.retain(|(other, _), _| !other),
         }
     }
@@ -39,6 +54,13 @@ impl Model {
     pub fn apply(&mut self, change: Change) {
         change.apply(&mut self.live);
         self.pending.push(change);
+    }
+
+    /// Whether a change would leave another state.
+    pub fn alters(&self, change: &Change) -> bool {
+        let mut after = self.live.clone();
+        change.apply(&mut after);
+        after != self.live
     }
 
     /// The value of a key.
