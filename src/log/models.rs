@@ -92,7 +92,25 @@ fn a_failed_sync_fails_all_who_wait() {
     });
 }
 
-/// As above, when buffers are so small that writers drain, too.
+/// Whoever syncs for a superblock meanwhile is not told that it is durable either: the system reports a failure once.
+#[test]
+fn a_failed_sync_fails_a_superblock_and_a_flush() {
+    check(4, || {
+        let medium = SimStorage::new();
+        let log = create(&medium, 4);
+        assert!(write(&log, 1) && log.flush().is_ok());
+        medium.fail(OpClass::Sync, 0, true, ErrorKind::Other);
+        let other = {
+            let log = Arc::clone(&log);
+            spawn(move || log.seal_end().is_ok())
+        };
+        let flushed = write(&log, 2) && log.flush().is_ok();
+        let sealed = other.join().expect("no panic");
+        assert_eq!((flushed, sealed), (false, false), "L7");
+    });
+}
+
+/// As the first, when buffers are so small that writers drain, too.
 #[test]
 fn what_was_flushed_through_full_buffers_is_durable() {
     check(4, || {
