@@ -314,6 +314,9 @@ fn use_leaf(leaf: Leaf<'_>) {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::api::batch::Batch;
+    use crate::api::transaction::{ConflictableTransactionResult, Transactional as _};
+    use crate::tree::watch::Event;
 
     /// Small enough for an interpreter, and still through splits, merges, eviction, a checkpoint and replay.
     #[test]
@@ -353,5 +356,78 @@ mod tests {
             assert_eq!(db.get(key(i)).expect("read").map(|v| v.to_vec()), expected, "{i}");
         }
         assert_eq!(db.iter().count(), keys as usize - removed.len() + 1);
+    }
+
+    /// Two threads with everything that can be done at once: transactions over two trees, batches, a merge operator, a
+    /// subscriber, a big value, maintenance; then all of it is found after a crash.
+    #[test]
+    fn a_small_database_that_two_threads_use_comes_back() {
+        let tuning = Tuning {
+            leaf_bytes: 256,
+            fanout: 4,
+            redo_buffer: 256,
+            segment: 4096,
+            redo_budget: 4096,
+            threads: false,
+        };
+        let config = Config::new().flush_every_ms(None);
+        let medium = SimStorage::new();
+        let rounds = if cfg!(miri) { 4 } else { 60_u8 };
+        let db = open_on(medium.clone(), &config, tuning.clone()).expect("a new database opens");
+        let accounts = db.open_tree("accounts").expect("opened");
+        accounts.insert([0], &[100]).expect("inserted");
+        accounts.insert([1], &[100]).expect("inserted");
+        db.set_merge_operator(|_: &[u8], old: Option<&[u8]>, new: &[u8]| {
+            Some([old.unwrap_or_default(), new].concat())
+        });
+        let mut watcher = db.watch_prefix(b"own");
+        let work = |who: u8| {
+            for round in 0..rounds {
+                let moved = (&accounts, &*db).transaction(|(accounts, log)| {
+                    let take = |key: u8| accounts.get([key]).map(|value| value.map_or(0, |value| value[0]));
+                    let (from, to) = (take(who)?, take(1 - who)?);
+                    accounts.insert(&[who], &[from - 1])?;
+                    accounts.insert(&[1 - who], &[to + 1])?;
+                    log.insert(&[b't', who, round], vec![round; 20])?;
+                    ConflictableTransactionResult::<(), ()>::Ok(())
+                });
+                moved.expect("committed");
+                let mut batch = Batch::default();
+                batch.insert(&[b'c', who, round], vec![who; 30]);
+                batch.remove(&[b'c', who, round.wrapping_sub(2)]);
+                db.apply_batch(batch).expect("applied");
+                db.merge(b"both", [who]).expect("merged");
+                db.insert([&b"own"[..], &[who, round]].concat(), vec![round; 200]).expect("inserted");
+                if who == 0 {
+                    maintain(&db).expect("maintained");
+                } else {
+                    db.flush().expect("flushed");
+                }
+            }
+        };
+        std::thread::scope(|s| {
+            s.spawn(|| work(0));
+            work(1);
+        });
+        db.flush().expect("flushed");
+        check_invariants(&db).expect("whole");
+        let left = medium.crash(0, CrashMode::DropUnsynced);
+        // Of each thread in its order.
+        let mut next = [0; 2];
+        for _ in 0..2 * rounds {
+            let Some(Event::Insert { key, .. }) = watcher.next() else { panic!("an event for each insert") };
+            assert_eq!(next[usize::from(key[3])], key[4]);
+            next[usize::from(key[3])] += 1;
+        }
+        drop((watcher, accounts, db));
+        let db = open_on(left, &config, tuning).expect("it opens again");
+        check_invariants(&db).expect("whole");
+        let accounts = db.open_tree("accounts").expect("opened");
+        let sum = accounts.iter().values().map(|value| u32::from(value.expect("read")[0])).sum::<u32>();
+        assert_eq!(sum, 200, "what one loses the other has");
+        assert_eq!(db.get("both").expect("read").map(|value| value.len()), Some(2 * usize::from(rounds)));
+        for (prefix, count) in [("t", rounds), ("c", 2), ("own", rounds)] {
+            assert_eq!(db.scan_prefix(prefix).count(), 2 * usize::from(count), "{prefix}");
+        }
     }
 }
