@@ -92,7 +92,7 @@ fn has_reason(lines: &[&str], at: usize, named: &[&str]) -> bool {
 fn inspect(name: &str, text: &str) -> ([usize; 3], Vec<String>) {
     let lines: Vec<&str> = text.lines().collect();
     let is_test = |line: &&str| line.starts_with("#[cfg(") && line.contains("test");
-    let end = lines.iter().position(|line| is_test(line)).unwrap_or(lines.len());
+    let end = lines.iter().position(is_test).unwrap_or(lines.len());
     let tests_only = name.ends_with("tests.rs") || name.ends_with("models.rs");
     let (mut all, mut wrong) = ([0; 3], Vec::new());
     for (at, line) in lines.iter().enumerate() {

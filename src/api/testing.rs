@@ -375,8 +375,8 @@ mod tests {
         let rounds = if cfg!(miri) { 4 } else { 60_u8 };
         let db = open_on(medium.clone(), &config, tuning.clone()).expect("a new database opens");
         let accounts = db.open_tree("accounts").expect("opened");
-        accounts.insert([0], &[100]).expect("inserted");
-        accounts.insert([1], &[100]).expect("inserted");
+        accounts.insert([0], [100]).expect("inserted");
+        accounts.insert([1], [100]).expect("inserted");
         db.set_merge_operator(|_: &[u8], old: Option<&[u8]>, new: &[u8]| {
             Some([old.unwrap_or_default(), new].concat())
         });
@@ -386,15 +386,15 @@ mod tests {
                 let moved = (&accounts, &*db).transaction(|(accounts, log)| {
                     let take = |key: u8| accounts.get([key]).map(|value| value.map_or(0, |value| value[0]));
                     let (from, to) = (take(who)?, take(1 - who)?);
-                    accounts.insert(&[who], &[from - 1])?;
-                    accounts.insert(&[1 - who], &[to + 1])?;
-                    log.insert(&[b't', who, round], vec![round; 20])?;
+                    accounts.insert([who], [from - 1])?;
+                    accounts.insert([1 - who], [to + 1])?;
+                    log.insert([b't', who, round], vec![round; 20])?;
                     ConflictableTransactionResult::<(), ()>::Ok(())
                 });
                 moved.expect("committed");
                 let mut batch = Batch::default();
-                batch.insert(&[b'c', who, round], vec![who; 30]);
-                batch.remove(&[b'c', who, round.wrapping_sub(2)]);
+                batch.insert([b'c', who, round], vec![who; 30]);
+                batch.remove([b'c', who, round.wrapping_sub(2)]);
                 db.apply_batch(batch).expect("applied");
                 db.merge(b"both", [who]).expect("merged");
                 db.insert([&b"own"[..], &[who, round]].concat(), vec![round; 200]).expect("inserted");
