@@ -167,7 +167,7 @@ fn use_tree(tree: &Tree, key: [u8; 2]) {
     let (_, _) = (honest(tree.get(key)), honest(tree.get_lt(key)));
     let (_, _) = (honest(tree.insert(key, "new")), honest(tree.remove([key[1], key[0]])));
     let mut batch = Batch::default();
-    (0..16).for_each(|i| batch.insert(&[key[0], i], vec![i; usize::from(i) * 20]));
+    (0..16).for_each(|i| batch.insert([key[0], i], vec![i; usize::from(i) * 20]));
     honest(tree.apply_batch(batch));
     (0..16).for_each(|i| drop(honest(tree.insert([i, key[1]], vec![i; 60]))));
 }
@@ -179,8 +179,8 @@ fn use_database(db: &Db, key: [u8; 2]) {
         // What fails does so with an error.
         let _ = (one, two).transaction(|(one, two)| {
             let value = one.get(key)?.unwrap_or_default();
-            two.insert(&key, value)?;
-            one.remove(&[key[0], 1])?;
+            two.insert(key, value)?;
+            one.remove([key[0], 1])?;
             ConflictableTransactionResult::<(), ()>::Ok(())
         });
     }

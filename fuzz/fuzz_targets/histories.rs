@@ -52,15 +52,15 @@ fn history(medium: &SimStorage, rounds: u8, redo_budget: u64) -> Db {
                     (0..8).try_for_each(|i| tree.remove([round / 2, i]).map(drop))?;
                 }
                 let mut batch = Batch::default();
-                batch.insert(&[round, 10], &[round; 30]);
-                batch.insert(&[round, 11], vec![round; BIG]);
-                batch.remove(&[round, 4]);
+                batch.insert([round, 10], [round; 30]);
+                batch.insert([round, 11], vec![round; BIG]);
+                batch.remove([round, 4]);
                 tree.apply_batch(batch)?;
             }
             let moved = (&trees[0], &trees[1]).transaction(|(one, two)| {
-                let value = one.remove(&[round, 5])?.unwrap_or_default();
-                two.insert(&[round, 12], value)?;
-                two.insert(&[round, 13], vec![1; BIG])?;
+                let value = one.remove([round, 5])?.unwrap_or_default();
+                two.insert([round, 12], value)?;
+                two.insert([round, 13], vec![1; BIG])?;
                 ConflictableTransactionResult::<(), ()>::Ok(())
             });
             moved.expect("nothing is in the way");

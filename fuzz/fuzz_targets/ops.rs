@@ -190,10 +190,10 @@ impl State {
         let (mut batch, mut puts) = (Batch::default(), Vec::new());
         for (key, i) in run.keys().zip(0_u8..) {
             if i % (every % 4 + 2) == 0 {
-                batch.remove(&key);
+                batch.remove(key);
                 puts.push((other, key.to_vec(), None));
             } else {
-                batch.insert(&key, value);
+                batch.insert(key, value);
                 puts.push((other, key.to_vec(), Some(value.to_vec())));
             }
         }

@@ -86,11 +86,10 @@ pub(super) fn open(config: &Config) -> Result<Db> {
     #[cfg(unix)]
     {
         let path = config.get_path();
-        refuse_legacy(&path)?;
         if config.read_only {
-            let disk = crate::storage::disk::DiskStorage::open_read_only(&path)?;
-            return open_on(Arc::new(disk), config, &tuning);
+            return open_on(look_at(&path)?, config, &tuning);
         }
+        refuse_legacy(&path)?;
         let initial = initial_contents(tuning.segment, config.use_compression);
         let disk = crate::storage::disk::DiskStorage::open(&path, config.create_new, &initial)?;
         open_on(Arc::new(disk), config, &tuning)
@@ -105,9 +104,22 @@ pub(super) fn open(config: &Config) -> Result<Db> {
     }
 }
 
+/// Where a database is.
+pub(super) type Medium = Arc<dyn Storage>;
+
+/// Opens the file of a database for reading alone.
+///
+/// # Errors
+/// `Unsupported` for one of 0.34.7 or older; `Io`.
+#[cfg(unix)]
+pub(super) fn look_at(path: &std::path::Path) -> Result<Medium> {
+    refuse_legacy(path)?;
+    Ok(Arc::new(crate::storage::disk::DiskStorage::open_read_only(path)?))
+}
+
 /// A directory of sled 0.34 is left as it is.
 #[cfg(unix)]
-pub(super) fn refuse_legacy(path: &std::path::Path) -> Result<()> {
+fn refuse_legacy(path: &std::path::Path) -> Result<()> {
     let legacy = path.join("conf").is_file() || path.join("blobs").is_dir() || has_snapshot(path);
     if !legacy || crate::storage::disk::starts_with(path, MAGIC) {
         return Ok(());
@@ -128,9 +140,9 @@ fn has_snapshot(path: &std::path::Path) -> bool {
 ///
 /// # Errors
 /// As for [`Config::open`].
-pub(super) fn open_on(storage: Arc<dyn Storage>, config: &Config, tuning: &Tuning) -> Result<Db> {
+pub(super) fn open_on(storage: Medium, config: &Config, tuning: &Tuning) -> Result<Db> {
     let _measured = metrics::measure(Op::Open);
-    let storage: Arc<dyn Storage> = if config.read_only { Arc::new(Shadow::new(storage)?) } else { storage };
+    let storage: Medium = if config.read_only { Arc::new(Shadow::new(storage)?) } else { storage };
     if storage.is_new()? {
         storage.write_at(0, &initial_contents(tuning.segment, config.use_compression))?;
         storage.sync_data()?;

@@ -2,12 +2,11 @@
 
 use super::config::Config;
 use super::db::Db;
-use super::engine;
+use super::engine::{self, Medium};
 use super::testing::Tuning;
 use super::tree::Tree;
 use crate::damage::Damage;
 use crate::error::Result;
-use crate::storage::Storage;
 use crate::tree::{Remains, Sink, salvage_remains, search};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -105,13 +104,13 @@ enum Source {
 }
 
 impl Source {
-    fn find(storage: &Arc<dyn Storage>, tuning: &Tuning) -> Result<Source> {
+    fn find(medium: &Medium, tuning: &Tuning) -> Result<Source> {
         let config = Config::new().read_only(true).cache_capacity(CACHE);
-        match engine::open_on(Arc::clone(storage), &config, tuning) {
+        match engine::open_on(Arc::clone(medium), &config, tuning) {
             Ok(db) => Ok(Source::Db(db)),
             Err(error) => {
                 log::warn!("the database cannot be opened, what is left of it is looked for: {error}");
-                search(Arc::clone(storage)).map(Source::Remains).map_err(|_| error)
+                search(Arc::clone(medium)).map(Source::Remains).map_err(|_| error)
             }
         }
     }
@@ -142,7 +141,7 @@ impl Source {
 ///
 /// # Errors
 /// As for [`Db::salvage`].
-pub(super) fn salvage(from: Arc<dyn Storage>, to: &Db, tuning: &Tuning) -> Result<Salvage> {
+pub(super) fn salvage(from: Medium, to: &Db, tuning: &Tuning) -> Result<Salvage> {
     Source::find(&from, tuning)?.copy(to)
 }
 
@@ -182,11 +181,8 @@ impl Db {
         P: AsRef<std::path::Path>,
         Q: AsRef<std::path::Path>,
     {
-        engine::refuse_legacy(from.as_ref())?;
-        let disk = crate::storage::disk::DiskStorage::open_read_only(from.as_ref())?;
-        let storage: Arc<dyn Storage> = Arc::new(disk);
         // First, so that nothing is created for what is no database.
-        let source = Source::find(&storage, &Tuning::default())?;
+        let source = Source::find(&engine::look_at(from.as_ref())?, &Tuning::default())?;
         let to = Config::new().path(to).create_new(true).cache_capacity(CACHE).open()?;
         source.copy(&to)
     }
