@@ -22,7 +22,8 @@ const STREAM: (u64, usize) = (8192, 4096);
 /// A new log whose buffers have room for so many records.
 fn create(medium: &SimStorage, records: usize) -> Arc<Log> {
     medium.write_at(0, &initial_contents(4096, false)).expect("a healthy medium");
-    let options = LogOptions { redo_buffer: records * RECORD, volatile: false, compression: None };
+    let options =
+        LogOptions { redo_buffer: records * RECORD, volatile: false, read_only: false, compression: None };
     let log = Log::open(Arc::new(medium.clone()), options).expect("just made");
     assert!(log.replay(&mut |_, _, _| Ok(true)).expect("just made"), "it is new");
     Arc::new(log)
