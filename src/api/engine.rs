@@ -173,7 +173,7 @@ pub(super) fn open_on(storage: Medium, config: &Config, tuning: &Tuning) -> Resu
         fanout: tuning.fanout.max(3),
         big_value: (tuning.leaf_bytes / 4).clamp(32, 8192),
         // Nothing is won by a checkpoint in memory.
-        redo_budget: if config.read_only { u64::MAX / 2 } else { tuning.redo_budget },
+        redo_budget: if config.read_only { u64::MAX / 8 } else { tuning.redo_budget },
         amplification,
         id_interval: config.idgen_persist_interval,
     };

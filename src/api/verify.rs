@@ -98,8 +98,8 @@ impl Db {
         self.verify_with(|_| ControlFlow::Continue(()))
     }
 
-    /// As [`Db::verify`], and tells `progress` now and then how far it has come: at least once for every leaf.
-    /// `Break` cancels it.
+    /// As [`Db::verify`], and tells `progress` now and then how far it has come: after the redo log, and for every leaf and
+    /// big value. `Break` cancels it. `progress` may use the database.
     ///
     /// # Errors
     /// As for [`Db::verify`]. To be cancelled is no error: the result says so, and has what was found by then.

@@ -7,8 +7,8 @@
 //! value that a record refers to. An image that the directory lists is not read again. Leaves that are not in memory
 //! are read past the cache, so that what others use stays in it.
 //!
-//! Checkpoints wait while one part of the directory is read, and not while trees are: if one is made between two
-//! parts, what is left of the old directory counts no more.
+//! Checkpoints wait while the headers and the redo stream are read, and not longer: if one is made while the directory is
+//! read, what is left of the old one counts no more, and what is being read of it stays for the guard.
 
 use super::consolidate::Fold;
 use super::cursor::successor;
@@ -88,6 +88,7 @@ impl Forest {
             let root = self.cache.read_root();
             (self.log().superblock().root, root)
         };
+        found.read(0)?;
         let (place, chunks) = match root {
             (place, Ok(root)) => (place, root.unwrap_or_default().chunks),
             ((offset, bytes), Err(error)) => {
@@ -97,10 +98,13 @@ impl Forest {
         };
         let (mut decoder, mut listing) = (Decoder::default(), Listing::default());
         for chunk in chunks {
-            let _no_checkpoint = self.checkpointing.lock();
-            if self.log().superblock().root != place {
-                break;
-            }
+            let _guard = {
+                let _no_checkpoint = self.checkpointing.lock();
+                if self.log().superblock().root != place {
+                    break;
+                }
+                crossbeam_epoch::pin()
+            };
             found.read(chunk.bytes())?;
             let decoded = self.cache.read_chunk(chunk).and_then(|bytes| {
                 decoder.feed(&bytes);
