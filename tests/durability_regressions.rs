@@ -424,3 +424,52 @@ fn a_big_value_said_to_be_where_none_can_be_harms_nothing_else() {
         assert_eq!(value(&db, "other").as_deref(), Some(&b"value"[..]));
     }
 }
+
+/// The last leaf of a tree is split while a checkpoint goes through the leaves, and its parent was looked at before: what is
+/// behind the new fence must be listed, too.
+#[test]
+fn a_checkpoint_lists_what_the_last_leaf_is_split_into() {
+    let _alone = alone();
+    let key = |number: u32| format!("key {number:05}");
+    let mut hooks = 0;
+    for nth in 0..40 {
+        let medium = Hooked::default();
+        // As much memory as it takes, so that the hook, under locks of the checkpoint, need not evict.
+        let config = tiny_config().cache_capacity(64 << 20);
+        let tuning = Tuning { redo_budget: 1 << 40, ..tiny(4096) };
+        let db = open_on(medium.clone(), &config, tuning.clone()).unwrap();
+        for number in 0..200 {
+            db.insert(key(number), &[1; 20][..]).unwrap();
+        }
+        let leaves = Arc::new(AtomicUsize::new(0));
+        let (other, count) = (db.clone(), Arc::clone(&leaves));
+        let is_nth_leaf = move |request: common_durability::Request<'_>| {
+            let is_leaf = request.bytes.starts_with(b"IMG1") && request.bytes[8] == 1;
+            // Relaxed: one thread.
+            is_leaf && count.fetch_add(1, Ordering::Relaxed) == nth
+        };
+        let hooked = Arc::new(AtomicUsize::new(0));
+        let done = Arc::clone(&hooked);
+        medium.before_next(is_nth_leaf, move || {
+            // Before the last key, so that the last one goes to the right.
+            for number in 0..30 {
+                other.insert(format!("key 00198 {number:02}"), &[2; 40][..]).unwrap();
+            }
+            // Relaxed: one thread.
+            done.fetch_add(1, Ordering::Relaxed);
+        });
+        checkpoint(&db).unwrap();
+        medium.unhook();
+        db.flush().unwrap();
+        // Relaxed: one thread.
+        hooks += hooked.load(Ordering::Relaxed);
+        let after = open_on(medium.medium.crash(0, CrashMode::DropUnsynced), &config, tuning).unwrap();
+        for number in 0..200 {
+            let found =
+                after.get(key(number)).unwrap_or_else(|error| panic!("leaf {nth}, key {number}: {error}"));
+            assert_eq!(found.as_deref(), Some(&[1; 20][..]), "leaf {nth}, key {number}");
+        }
+        assert_eq!(after.len(), 200 + if hooked.load(Ordering::Relaxed) > 0 { 30 } else { 0 }, "leaf {nth}");
+    }
+    assert!(hooks > 10, "leaves are written: {hooks}");
+}

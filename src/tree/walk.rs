@@ -106,14 +106,14 @@ impl Forest {
         let mut next = from.to_vec();
         for i in node.find(from)..node.children() {
             let high = node.end(i);
-            // Up to the next separator, however often the leaf was split since.
+            // Up to the next separator, however often the leaf was split since; without one, to the end of the tree.
             loop {
                 let end = high.as_deref();
                 match self.list_leaf(builder, tree, node.child(i), &next, end, &guard)? {
                     None => return Ok(None),
                     Some(reached) => next = reached,
                 }
-                if high.as_ref().is_none_or(|high| next >= *high) {
+                if high.as_ref().is_some_and(|high| next >= *high) {
                     break;
                 }
             }
