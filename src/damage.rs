@@ -76,6 +76,14 @@ impl fmt::Display for Damage {
 const MOST: usize = 1 << 16;
 
 impl Damage {
+    /// Says which keys of which tree it concerns, unless that is known already.
+    pub(crate) fn of_keys(self, tree: &[u8], low: &[u8], high: Option<&[u8]>) -> Damage {
+        if self.tree.is_some() {
+            return self;
+        }
+        Damage { tree: Some(tree.into()), keys: Some((low.into(), high.map(IVec::from))), ..self }
+    }
+
     /// The damage for as long as the process lives, so that a small `Copy` type can refer to it; `None`: there were
     /// very many already.
     pub(crate) fn keep(self) -> Option<&'static Damage> {

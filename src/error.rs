@@ -118,7 +118,8 @@ pub enum Error {
     /// The operating system refused. After a failed sync every later write and flush returns the same error,
     /// until the database is opened again; after a failed write they may succeed.
     Io(io::Error),
-    /// The file holds bytes that were not written by this database: a damaged disk, or another program.
+    /// The file holds bytes that were not written by this database, or the disk does not give them back: a damaged disk, or
+    /// another program. [`Error::damage`] says more.
     Corruption {
         /// Where in the file, when that is known.
         at: Option<DiskPtr>,
@@ -154,11 +155,7 @@ impl Error {
     #[cold]
     pub(crate) fn concerns(self, tree: &[u8], low: &[u8], high: Option<&[u8]>) -> Error {
         match self.damage() {
-            Some(damage) if damage.tree.is_none() => Error::about(Damage {
-                tree: Some(tree.into()),
-                keys: Some((low.into(), high.map(IVec::from))),
-                ..damage.clone()
-            }),
+            Some(damage) if damage.tree.is_none() => Error::about(damage.clone().of_keys(tree, low, high)),
             _ => self,
         }
     }
@@ -179,7 +176,7 @@ impl Error {
         }
     }
 
-    /// Whether the file is damaged: an [`Error::Corruption`].
+    /// Whether the file is damaged, or a page of it cannot be read: an [`Error::Corruption`].
     ///
     /// # Examples
     /// ```

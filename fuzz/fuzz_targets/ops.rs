@@ -109,6 +109,10 @@ impl State {
                 self.note_failed_syncs();
                 None
             }
+            // A page that the medium does not give back.
+            Err(error) if self.armed && error.is_corruption() && error.to_string().contains("injected") => {
+                None
+            }
             Err(error) => panic!("{error:?}, armed: {}", self.armed),
         }
     }

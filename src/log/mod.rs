@@ -189,11 +189,16 @@ fn read_superblock(storage: &dyn Storage) -> Result<Superblock> {
     }
 }
 
-/// An error that says what is wrong at a place of the file, and how many bytes that concerns, 0 = not known.
+/// What is wrong at a place of the file, and how many bytes that concerns, 0 = not known.
+fn damage_at(storage: &dyn Storage, offset: u64, len: u64, what: &str) -> Damage {
+    let file = storage.path().map(std::path::Path::to_path_buf);
+    Damage { what: what.to_owned(), file, offset, len, tree: None, keys: None }
+}
+
+/// As [`damage_at`], as an error.
 #[cold]
 fn damage(storage: &dyn Storage, offset: u64, len: u64, what: &str) -> Error {
-    let file = storage.path().map(std::path::Path::to_path_buf);
-    Error::damaged(Damage { what: what.to_owned(), file, offset, len, tree: None, keys: None })
+    Error::damaged(damage_at(storage, offset, len, what))
 }
 
 impl Log {
@@ -230,6 +235,11 @@ impl Log {
     #[cold]
     pub fn damage(&self, offset: u64, len: u64, what: &str) -> Error {
         damage(&*self.storage, offset, len, what)
+    }
+
+    /// As [`Self::damage`], for a report.
+    pub fn damage_at(&self, offset: u64, len: u64, what: &str) -> Damage {
+        damage_at(&*self.storage, offset, len, what)
     }
 
     /// Number of segments that the file has room for.

@@ -21,7 +21,7 @@ use super::address::ImageAddr;
 use super::format::{HEADER, Holds, ImageHeader, ImageKind, SegmentHeader, SegmentKind, image_bytes};
 use super::segment::Segments;
 use crate::error::{Error, Result};
-use crate::storage::Storage;
+use crate::storage::{Storage, is_unreadable};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -218,9 +218,14 @@ impl PageStream {
     /// Reads the payload of the image at an address.
     ///
     /// # Errors
-    /// `Corruption` when the image is not there whole; what reading failed with.
+    /// `Corruption` when the image is not there whole, or the medium does not give it back; what else reading failed with.
     pub fn read(&self, address: ImageAddr, kind: ImageKind) -> Result<(ImageHeader, Vec<u8>)> {
-        let (header, bytes) = self.read_raw(address)?;
+        let (header, bytes) = match self.read_raw(address) {
+            Err(Error::Io(error)) if is_unreadable(&error) => {
+                return Err(self.damaged(address, &format!("image that cannot be read ({error})")));
+            }
+            read => read?,
+        };
         if header.kind != kind {
             return Err(self.damaged(address, "image of another kind"));
         }

@@ -10,11 +10,11 @@ use super::format::{
     SLOTS_AT, SegmentHeader, SegmentKind, Superblock, image_bytes,
 };
 use super::record::{EachRecord, Records};
-use crate::base::Lsn;
+use crate::base::{Lsn, RedoPosition};
 use crate::damage::Damage;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// What is called with position, kind and body of a record.
@@ -36,8 +36,12 @@ pub struct Remains {
     pub superblock: Option<Superblock>,
     /// Every whole image, by offset.
     pub images: BTreeMap<u64, FoundImage>,
-    /// Every whole redo block, by LSN.
-    blocks: Vec<BlockHeader>,
+    /// Every whole redo block, by offset.
+    blocks: BTreeMap<u64, BlockHeader>,
+    /// The whole header of every redo segment that has one, by number.
+    redo: BTreeMap<u32, SegmentHeader>,
+    /// Bytes of a segment.
+    segment: u64,
 }
 
 impl std::fmt::Debug for Remains {
@@ -127,7 +131,8 @@ pub fn search(storage: Arc<dyn Storage>) -> Result<Remains> {
         // One segment, or none with a header: any size will do to go through it.
         None => u64::from(*SEGMENT_SIZES.start()),
     };
-    let mut remains = Remains { storage, superblock, images: BTreeMap::new(), blocks: Vec::new() };
+    let (images, blocks, redo) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    let mut remains = Remains { storage, superblock, images, blocks, redo, segment: size };
     let mut at = SEGMENTS_AT;
     while at < len {
         let mut bytes = vec![0; size.min(len - at) as usize];
@@ -135,7 +140,6 @@ pub fn search(storage: Arc<dyn Storage>) -> Result<Remains> {
         remains.search_segment(at, &bytes, len);
         at += size;
     }
-    remains.blocks.sort_by_key(|block| (block.lsn, block.offset));
     if remains.images.is_empty() && remains.blocks.is_empty() && remains.superblock.is_none() {
         return Err(Error::Unsupported("nothing of a database of this kind is in the file".into()));
     }
@@ -145,9 +149,12 @@ pub fn search(storage: Arc<dyn Storage>) -> Result<Remains> {
 impl Remains {
     fn search_segment(&mut self, base: u64, bytes: &[u8], len: u64) {
         let number = bytes.get(12..16).map_or(0, |b| u32::from_le_bytes(b.try_into().expect("four bytes")));
-        // A header that is whole rules out what an earlier use of the segment left.
-        let header = SegmentHeader::decode(bytes, number);
+        // A header that is whole, and of this place, rules out what an earlier use of the segment left.
+        let header = SegmentHeader::decode(bytes, number).filter(|_| self.range(number, 1).0 == base);
         let nonce = header.map(|header| header.nonce);
+        if let Some(header) = header.filter(|header| header.kind == SegmentKind::Redo) {
+            self.redo.insert(header.number, header);
+        }
         let is_redo = header.is_none_or(|header| header.kind == SegmentKind::Redo);
         let has_images = header.is_none_or(|header| header.kind != SegmentKind::Redo);
         let mut at = HEADER;
@@ -160,7 +167,7 @@ impl Remains {
                 && let Some((header, _)) = BlockHeader::find(&bytes[at..], offset)
                 && nonce.is_none_or(|nonce| nonce == header.nonce)
             {
-                self.blocks.push(header);
+                self.blocks.insert(offset, header);
                 at += super::format::block_bytes(header.len as usize);
                 continue;
             }
@@ -212,19 +219,95 @@ impl Remains {
         Some(all)
     }
 
-    /// The payload of the whole image at an address, if it is of that kind and there.
-    pub fn payload(&self, image: ImageAddr, kind: ImageKind) -> Option<Vec<u8>> {
-        let found = self.images.get(&image.offset()).filter(|found| found.image == image)?;
-        if found.header.kind != kind {
-            return None;
-        }
+    /// File offset of a segment, and of where the run of so many segments that starts there ends.
+    pub fn range(&self, number: u32, units: u32) -> (u64, u64) {
+        let at = |number: u64| SEGMENTS_AT + number * self.segment;
+        (at(u64::from(number)), at(u64::from(number) + u64::from(units)))
+    }
+
+    /// File offset of the segment that a place is in.
+    pub fn segment_of(&self, offset: u64) -> u64 {
+        offset - offset.saturating_sub(SEGMENTS_AT) % self.segment
+    }
+
+    /// The whole image at an address, if it is there with that nonce.
+    pub fn find(&self, image: ImageAddr, nonce: u64) -> Option<&FoundImage> {
+        let found = self.images.get(&image.offset())?;
+        (found.image == image && found.header.nonce == nonce).then_some(found)
+    }
+
+    /// The payload of the whole image at an address, if it is of that kind, and there with that nonce.
+    pub fn payload(&self, image: ImageAddr, kind: ImageKind, nonce: u64) -> Option<Vec<u8>> {
+        self.find(image, nonce).filter(|found| found.header.kind == kind)?;
         let bytes = self.read(image.offset(), image.bytes())?;
-        let (header, stored) = ImageHeader::decode(&bytes, found.header.nonce, image.offset())?;
+        let (header, stored) = ImageHeader::decode(&bytes, nonce, image.offset())?;
         if header.compressed {
             super::compression::decompress(stored, header.raw)
         } else {
             Some(stored.to_vec())
         }
+    }
+
+    /// The segment of the chain behind one, if its header is whole.
+    fn next(&self, header: &SegmentHeader) -> Option<&SegmentHeader> {
+        self.redo.get(&header.next.0).filter(|next| next.nonce == header.next.1)
+    }
+
+    /// The blocks of the redo stream from a position on, as far as the chain of segments can be followed.
+    fn chain(&self, from: RedoPosition) -> Vec<BlockHeader> {
+        let mut blocks = Vec::new();
+        let mut seen = BTreeSet::new();
+        let (mut segment, mut start) = ((from.segment, from.nonce), u64::from(from.offset));
+        while seen.insert(segment.0) {
+            let (base, end) = self.range(segment.0, 1);
+            let here = self.blocks.range(base + start..end.max(base + start)).map(|(_, block)| *block);
+            blocks.extend(here.filter(|block| block.nonce == segment.1));
+            // The blocks of a segment without a whole header are its own all the same, but where it goes on is unknown.
+            let Some(header) = self.redo.get(&segment.0).filter(|header| header.nonce == segment.1) else {
+                break;
+            };
+            (segment, start) = (header.next, 0);
+        }
+        blocks.sort_by_key(|block| block.lsn);
+        blocks
+    }
+
+    /// The stream from `from` on: blocks, in order, and where it is not sure any more that they belong to it.
+    fn stream(&self) -> (Vec<BlockHeader>, Lsn) {
+        let Some(superblock) = &self.superblock else { return (self.blocks_from(Lsn(0)), Lsn::MAX) };
+        let mut blocks = self.chain(superblock.redo);
+        let ends = blocks.iter().map(|block| self.end_of(block).unwrap_or(block.lsn));
+        let end = ends.max().unwrap_or(superblock.redo.lsn);
+        if end >= self.stable() {
+            return (blocks, Lsn::MAX);
+        }
+        // Something durable is missing: whatever may be it is taken.
+        let known: BTreeSet<u64> = blocks.iter().map(|block| block.offset).collect();
+        blocks.extend(self.blocks_from(end).into_iter().filter(|block| !known.contains(&block.offset)));
+        (blocks, end)
+    }
+
+    /// All blocks from a position on, in order.
+    fn blocks_from(&self, from: Lsn) -> Vec<BlockHeader> {
+        let mut blocks: Vec<_> = self.blocks.values().copied().filter(|block| block.lsn >= from).collect();
+        blocks.sort_by_key(|block| (block.lsn, block.offset));
+        blocks
+    }
+
+    /// Where what counts of a block ends; `None`: nothing of it counts, as a recovery ended the stream before it, and went
+    /// on in another segment.
+    fn end_of(&self, block: &BlockHeader) -> Option<Lsn> {
+        let end = block.lsn.plus(u64::from(block.len));
+        let next = self.header_of(block).and_then(|header| self.next(header));
+        let end = next.map_or(end, |next| end.min(Lsn(next.first)));
+        (end > block.lsn).then_some(end)
+    }
+
+    /// The header of the segment that a block is in, if it is whole.
+    fn header_of(&self, block: &BlockHeader) -> Option<&SegmentHeader> {
+        let number = (self.segment_of(block.offset) - SEGMENTS_AT) / self.segment;
+        let header = self.redo.get(&u32::try_from(number).ok()?)?;
+        (header.nonce == block.nonce).then_some(header)
     }
 
     /// Calls `each` with position, kind and body of the records from `from` on that can be found, in order, and `gap`
@@ -245,21 +328,30 @@ impl Remains {
         let mut records = Records::default();
         // Where the stream goes on; `None`: behind a gap, or it is not known where it begins.
         let mut next = (from > Lsn(0)).then_some(from);
-        for header in &self.blocks {
+        let (blocks, mut unsure) = self.stream();
+        for header in &blocks {
             let lsn = header.lsn;
             if lsn < from || next.is_some_and(|next| lsn < next) {
                 continue;
             }
+            let Some(end) = self.end_of(header) else { continue };
             let Some(bytes) = self.read(header.offset, (HEADER + header.len as usize) as u64) else {
                 continue;
             };
             let Some((_, payload)) = BlockHeader::decode(&bytes, header.nonce, header.offset) else {
                 continue;
             };
-            if next != Some(lsn) {
+            let payload = &payload[..(end.0 - lsn.0) as usize];
+            let is_first = header.offset == self.segment_of(header.offset) + SECTOR as u64;
+            if is_first && self.header_of(header).is_some_and(|header| header.fresh) {
+                // A recovery ended the stream here: a record that was begun is void.
+                records.restart();
+            }
+            if next != Some(lsn) || lsn >= unsure {
                 if let Some(end) = next.take() {
                     gap(end, header.offset);
                 }
+                unsure = Lsn::MAX;
                 records.restart();
                 if !consists_of_records(lsn, payload, is_well_formed) {
                     continue;
@@ -267,7 +359,7 @@ impl Remains {
             }
             let one: EachRecord<'_> = &mut |lsn, kind, body| each(lsn, kind, body).map(|()| true);
             match records.feed(lsn, payload, one) {
-                Ok(_) => next = Some(lsn.plus(payload.len() as u64)),
+                Ok(_) => next = Some(end),
                 Err(Error::Corruption { .. }) => {
                     records.restart();
                     gap(lsn, header.offset);
@@ -284,14 +376,13 @@ impl Remains {
 
     /// What is known to have been durable.
     fn stable(&self) -> Lsn {
-        let known = self.blocks.iter().map(|block| block.stable);
+        let known = self.blocks.values().map(|block| block.stable);
         known.chain(self.superblock.iter().map(|superblock| superblock.stable)).max().unwrap_or_default()
     }
 
     /// Damage in this file.
-    pub fn damage(&self, offset: u64, len: u64, what: String) -> Damage {
-        let file = self.storage.path().map(std::path::Path::to_path_buf);
-        Damage { what, file, offset, len, tree: None, keys: None }
+    pub fn damage(&self, offset: u64, len: u64, what: &str) -> Damage {
+        super::damage_at(&*self.storage, offset, len, what)
     }
 }
 

@@ -8,8 +8,10 @@ use super::format::{
 };
 use super::record::{EachRecord, Records};
 use super::{ImageAddr, Log};
+use crate::base::Lsn;
 use crate::damage::Damage;
 use crate::error::{Error, Result};
+use std::collections::HashSet;
 
 /// Asked now and then, with how many bytes were read and what was found; `false` ends the check.
 pub type GoOn<'a> = &'a mut dyn FnMut(u64, &[Damage]) -> bool;
@@ -37,6 +39,8 @@ pub struct Findings<'a> {
     pub damages: Vec<Damage>,
     /// Whether it was ended before the end.
     pub cancelled: bool,
+    /// What is in `damages`.
+    known: HashSet<Damage>,
     go_on: GoOn<'a>,
 }
 
@@ -49,7 +53,8 @@ impl std::fmt::Debug for Findings<'_> {
 impl<'a> Findings<'a> {
     /// Nothing yet.
     pub fn new(go_on: GoOn<'a>) -> Findings<'a> {
-        Findings { counts: Counts::default(), damages: Vec::new(), cancelled: false, go_on }
+        let (counts, damages, known) = (Counts::default(), Vec::new(), HashSet::new());
+        Findings { counts, damages, cancelled: false, known, go_on }
     }
 
     /// Notes that so many bytes were read, and asks whether to go on. Not under a lock: who is asked may do anything.
@@ -66,23 +71,11 @@ impl<'a> Findings<'a> {
     }
 
     /// Notes damage, or a place that cannot be read.
-    ///
-    /// # Errors
-    /// Any other error.
-    pub fn note(&mut self, error: Error) -> Result<()> {
-        let Error::Corruption { at, .. } = &error else { return Err(error) };
-        let damage = error.damage().cloned().unwrap_or_else(|| Damage {
-            what: "damaged".into(),
-            file: None,
-            offset: at.map_or(0, |at| at.lid()),
-            len: 0,
-            tree: None,
-            keys: None,
-        });
-        if !self.damages.contains(&damage) {
+    pub fn note(&mut self, damage: Damage) {
+        if self.known.insert(damage.clone()) {
+            log::error!("{damage}");
             self.damages.push(damage);
         }
-        Ok(())
     }
 }
 
@@ -97,24 +90,32 @@ impl Log {
         }
     }
 
-    /// Damage, or that a place cannot be read, as an error about that place.
-    pub fn unreadable(&self, offset: u64, len: u64, error: Error) -> Error {
+    /// What is damaged when reading a place failed, or that it cannot be read.
+    ///
+    /// # Errors
+    /// Any other error.
+    pub fn unreadable(&self, offset: u64, len: u64, error: Error) -> Result<Damage> {
+        if let Some(known) = error.damage() {
+            return Ok(known.clone());
+        }
         match error {
-            Error::Io(error) => self.damage(offset, len, &format!("cannot be read ({error})")),
-            Error::Corruption { .. } if error.damage().is_none() => self.damage(offset, len, "damaged"),
-            other => other,
+            Error::Io(error) => Ok(self.damage_at(offset, len, &format!("cannot be read ({error})"))),
+            Error::Corruption { .. } => Ok(self.damage_at(offset, len, "damaged")),
+            other => Err(other),
         }
     }
 
-    /// As many of the bytes at a place as the file has.
-    fn read_at_most(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
+    /// As many of the bytes at a place as the file has, or that they cannot be read.
+    fn read_at_most(&self, offset: u64, len: usize) -> std::result::Result<Vec<u8>, Box<Damage>> {
         let read = || {
             let there = self.storage.len()?.saturating_sub(offset).min(len as u64);
             let mut bytes = vec![0; there as usize];
             self.storage.read_at(offset, &mut bytes)?;
             Ok(bytes)
         };
-        read().map_err(|error: std::io::Error| self.unreadable(offset, len as u64, error.into()))
+        read().map_err(|error: std::io::Error| {
+            Box::new(self.damage_at(offset, len as u64, &format!("cannot be read ({error})")))
+        })
     }
 
     /// Checks both copies in both superblock slots.
@@ -135,10 +136,10 @@ impl Log {
                             copy == *current || copy.generation + 1 == current.generation && copy.slot() == at
                         });
                         if !whole {
-                            found.note(self.damage(offset, SECTOR as u64, "damaged copy of a superblock"))?;
+                            found.note(self.damage_at(offset, SECTOR as u64, "damaged copy of a superblock"));
                         }
                     }
-                    Err(error) => found.note(error)?,
+                    Err(damage) => found.note(*damage),
                 }
             }
         }
@@ -147,32 +148,29 @@ impl Log {
     }
 
     /// Checks the headers of all runs with live images. No checkpoint is made meanwhile.
-    ///
-    /// # Errors
-    /// Never fails because of what it reads.
-    pub fn scrub_headers(&self, found: &mut Findings<'_>) -> Result<()> {
+    pub fn scrub_headers(&self, found: &mut Findings<'_>) {
         for (number, run) in self.segments.runs() {
             if run.live == 0 {
                 continue;
             }
             let offset = self.segments.offset(number);
-            if run.live > run.used {
+            // Until the next checkpoint the count of big values may have some twice, after a crash.
+            if run.kind == SegmentKind::Leaves && run.live > run.used {
                 let what = format!("{} live bytes in a run of {}", run.live, run.used);
-                found.note(self.damage(offset, run.used, &what))?;
+                found.note(self.damage_at(offset, run.used, &what));
             }
             match self.read_at_most(offset, HEADER) {
                 Ok(bytes) => {
                     let whole = SegmentHeader::decode(&bytes, number)
                         .is_some_and(|header| header.kind == run.kind && header.nonce == run.nonce);
                     if !whole {
-                        found.note(self.damage(offset, HEADER as u64, "damaged header of a segment"))?;
+                        found.note(self.damage_at(offset, HEADER as u64, "damaged header of a segment"));
                     }
                 }
-                Err(error) => found.note(error)?,
+                Err(damage) => found.note(*damage),
             }
             found.counts.bytes += HEADER as u64;
         }
-        Ok(())
     }
 
     /// Checks the redo stream from where replay would start up to what is durable, and calls `each` with its records.
@@ -182,7 +180,7 @@ impl Log {
     /// What `each` returns and is no damage.
     pub fn scrub_redo(&self, found: &mut Findings<'_>, each: EachRecord<'_>) -> Result<()> {
         let (position, goal) = (self.superblock().redo, self.stability.stable());
-        let mut records = Records::default();
+        let (mut records, mut seen) = (Records::default(), HashSet::new());
         let (mut segment, mut at, mut lsn) =
             ((position.segment, position.nonce), position.offset as usize, position.lsn);
         // Where the stream is known to go on, in case it does not.
@@ -191,12 +189,22 @@ impl Log {
             let base = self.segments.offset(segment.0);
             let bytes = match self.read_at_most(base, self.segments.size()) {
                 Ok(bytes) => bytes,
-                Err(error) => return found.note(error),
+                Err(damage) => {
+                    found.note(*damage);
+                    return Ok(());
+                }
             };
             let header = SegmentHeader::decode(&bytes, segment.0)
                 .filter(|header| header.kind == SegmentKind::Redo && header.nonce == segment.1);
-            let Some(header) = header.filter(|header| at > SECTOR || header.first == lsn.0) else { break };
-            if header.fresh && at == SECTOR {
+            // The first one may start before the position, which is in it.
+            let is_first = seen.is_empty();
+            let is_next = |header: &SegmentHeader| {
+                is_first || header.first == lsn.0 || header.fresh && header.first < lsn.0
+            };
+            let Some(header) = header.filter(is_next).filter(|_| seen.insert(segment.0)) else { break };
+            if header.fresh && !is_first {
+                // Where a recovery ended the stream it may have been within a block, at a record that was not to count.
+                lsn = Lsn(header.first);
                 records.restart();
             }
             while let Some((block, payload)) = bytes
@@ -206,7 +214,7 @@ impl Log {
             {
                 let len = block_bytes(payload.len());
                 if let Err(error) = records.feed(lsn, payload, each) {
-                    found.note(self.unreadable(base + at as u64, len as u64, error))?;
+                    found.note(self.unreadable(base + at as u64, len as u64, error)?);
                     records.restart();
                 }
                 lsn = block.lsn.plus(payload.len() as u64);
@@ -223,7 +231,7 @@ impl Log {
                 "damaged redo block, behind which {} bytes of the log cannot be found",
                 goal.0 - lsn.0
             );
-            found.note(self.damage(place.0, place.1 as u64, &what))?;
+            found.note(self.damage_at(place.0, place.1 as u64, &what));
         }
         Ok(())
     }

@@ -18,6 +18,20 @@ use std::fmt::Debug;
 use std::io;
 use std::path::Path;
 
+/// Whether an error of [`Storage::read_at`] says that the medium does not give the bytes back, and not that the system has
+/// no means to read just now.
+pub fn is_unreadable(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    let by_code = error.raw_os_error() == Some(libc::EIO);
+    // What the kernel calls a failed checksum, and an error of the device.
+    #[cfg(windows)]
+    let by_code = matches!(error.raw_os_error(), Some(23 | 1117));
+    #[cfg(not(any(unix, windows)))]
+    let by_code = false;
+    // What the simulated medium says.
+    by_code || error.kind() == io::ErrorKind::Other
+}
+
 /// One growable file of bytes.
 ///
 /// All methods may be called from many threads at once. A short transfer is never reported as success, and

@@ -10,12 +10,13 @@
 use super::delta::{Entry, build, gather};
 use super::descent::At;
 use super::leaf::{BigRef, Leaf, Value, fingerprint, separator};
-use super::redo::Record;
+use super::redo::{big_rest, encode_transaction, kind, transaction_len};
 use super::{BwTree, Forest, add};
 use crate::base::Lsn;
 use crate::error::Result;
 use crate::pagecache::{FrameKind, FrameRef, NewDelta, NewFrame, PageState, Slot, Word};
 use crossbeam_epoch::Guard;
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// How an overlay is folded.
@@ -123,13 +124,15 @@ impl Forest {
     /// that has them: it keeps the one that cannot be read, and replay comes to the changes again. Under the maintenance lock.
     /// `false`: the image can be read, or the frame was replaced, or a commit is under way in it.
     ///
-    /// T5 is kept: between the freeze and the new frame nothing is published for these keys, and what is published later
-    /// has a later reservation.
+    /// T5 is kept: the record counts only if the frame is still the one that was frozen when the new one takes its place.
+    /// Then nothing was published for these keys since, and what is published later is reserved later. Otherwise, since
+    /// reading may work for others, somebody else may have, and the record becomes padding.
     ///
     /// # Errors
     /// What writing failed with.
     pub(super) fn log_again(&self, tree: &BwTree, at: At<'_>, guard: &Guard) -> Result<bool> {
-        if !at.frame.overlay() || self.cache.read_below(at.frame).is_ok() {
+        let is_undecided = |used| at.frame.undecided(used).next().is_some();
+        if !at.frame.overlay() || is_undecided(at.frame.used().0) || self.cache.read_below(at.frame).is_ok() {
             return Ok(false);
         }
         let used = at.frame.freeze();
@@ -137,20 +140,16 @@ impl Forest {
         if !gathered.carried.is_empty() {
             return Ok(false);
         }
-        let mut lsns = (Lsn::MAX, gathered.lsns.1);
-        for entry in &gathered.entries {
-            let key = entry.key();
-            let record = match entry.value {
-                Value::Inline(value) => Record::Put { tree: tree.id, key: &key, value },
-                Value::Big(bytes) => {
-                    let big = BigRef::decode(bytes);
-                    Record::PutBig { tree: tree.id, key: &key, big, nonce: self.cache.nonce(big.image) }
-                }
-                Value::Gone => Record::Remove { tree: tree.id, key: &key },
-            };
-            let lsn = self.record(&record)?;
-            lsns = (lsns.0.min(lsn), lsns.1.max(lsn.plus(1)));
+        if gathered.entries.is_empty() {
+            return Ok(true);
         }
+        let changes: Vec<_> = gathered.entries.iter().map(|entry| self.logged(entry)).collect();
+        let len = changes.iter().map(|(_, key, rest)| (key.len(), rest.len()));
+        let mut space = self.cache.reserve(transaction_len(len))?;
+        let mut encoder = encode_transaction(space.bytes());
+        changes.iter().for_each(|(kind, key, rest)| encoder.change(*kind, tree.id, key, rest));
+        debug_assert!(encoder.is_full(), "the length that was announced");
+        let lsn = space.lsn();
         let leaf = at.leaf();
         let base = build(&gathered.entries, leaf.low(), leaf.high());
         let new = NewFrame {
@@ -159,16 +158,30 @@ impl Forest {
             tree: tree.id,
             base: &base,
             disk: at.frame.disk(),
-            first_lsn: lsns.0,
-            newest: at.frame.newest().max(lsns.1),
+            first_lsn: lsn,
+            newest: at.frame.newest().max(gathered.lsns.1).max(lsn.plus(1)),
             right: at.frame.right(),
         };
         let new = self.cache.frame(new, guard);
         let replaced = self.cache.replace(at.pid, at.frame, new, guard);
         if replaced {
+            space.complete();
             self.cache.kill_all(&gathered.dropped);
         }
         Ok(replaced)
+    }
+
+    /// Kind, key and rest of the change of a transaction that leaves an entry.
+    fn logged<'a>(&self, entry: &Entry<'a>) -> (u8, Vec<u8>, Cow<'a, [u8]>) {
+        match entry.value {
+            Value::Inline(value) => (kind::PUT, entry.key(), Cow::Borrowed(value)),
+            Value::Gone => (kind::REMOVE, entry.key(), Cow::Borrowed(&[])),
+            Value::Big(bytes) => {
+                let big = BigRef::decode(bytes);
+                let rest = big_rest(big, self.cache.nonce(big.image));
+                (kind::PUT_BIG, entry.key(), Cow::Owned(rest.to_vec()))
+            }
+        }
     }
 
     /// Whether all changes are past the base: keys come in ascending order.

@@ -36,7 +36,7 @@ impl<'g> At<'g> {
 }
 
 /// Whether a leaf starts at `low`, and does not end behind `end`.
-pub(super) fn is_between(leaf: Leaf<'_>, low: &[u8], end: Option<&[u8]>) -> bool {
+fn is_between(leaf: Leaf<'_>, low: &[u8], end: Option<&[u8]>) -> bool {
     let within = match (leaf.high(), end) {
         (_, None) => true,
         (None, Some(_)) => false,

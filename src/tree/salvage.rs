@@ -20,7 +20,7 @@ use crate::base::Lsn;
 use crate::damage::Damage;
 use crate::error::{Error, Result};
 use crate::ivec::IVec;
-use crate::pagecache::{Decoder, Holds, ImageAddr, ImageKind, Item, PageState, Remains, Root};
+use crate::pagecache::{Decoder, FoundImage, Holds, ImageAddr, ImageKind, Item, PageState, Remains, Root};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
@@ -77,8 +77,8 @@ impl Forest {
                 Ok(Next::From(next)) => from = next,
                 Ok(Next::Done | Next::End) => return Ok(()),
                 Err(error) => match self.skip(tree, &reached, error, sink)? {
-                    Some(high) if high > reached => from = Start::At(high),
-                    _ => return Ok(()),
+                    Some(next) => from = Start::At(next),
+                    None => return Ok(()),
                 },
             }
             self.keep_up_reading();
@@ -86,22 +86,27 @@ impl Forest {
     }
 
     /// Says what is lost where `key` cannot be read, copies what changed there since the last checkpoint, and returns
-    /// where to go on.
+    /// where to go on, which is behind the key.
     fn skip(&self, tree: &BwTree, key: &[u8], error: Error, sink: &mut dyn Sink) -> Result<Option<Vec<u8>>> {
         let guard = crossbeam_epoch::pin();
         let (pid, low, high) = self.child_of(tree, key, &guard)?;
+        debug_assert!(high.as_ref().is_none_or(|high| key < high.as_slice()), "the child has the key");
         let state = self.cache.load(pid, &guard).1;
         let image = match state {
             PageState::Disk(image) => image,
             PageState::Resident(frame) | PageState::Merging(frame) => frame.disk(),
             _ => ImageAddr::NONE,
         };
-        let error = self.log().unreadable(image.offset(), image.bytes(), error);
-        let error = error.concerns(&tree.name, &low, high.as_deref());
-        let Some(damage) = error.damage().cloned() else { return Err(error) };
+        let damage = self.log().unreadable(image.offset(), image.bytes(), error)?;
+        let mut damage = damage.of_keys(&tree.name, &low, high.as_deref());
         let end = match &damage.keys {
-            Some((_, end)) => end.as_ref().map(|end| end.to_vec()),
-            None => high,
+            Some((_, Some(end))) if **end > *key => Some(end.to_vec()),
+            Some((_, None)) => None,
+            // A leaf that ends before the next one begins: the keys between them are nowhere.
+            _ => {
+                damage.keys = Some((key.into(), high.as_deref().map(IVec::from)));
+                high
+            }
         };
         sink.lose(damage);
         if let PageState::Resident(frame) = state
@@ -123,8 +128,8 @@ impl Forest {
 #[derive(Clone, Debug)]
 struct Piece {
     high: Option<Vec<u8>>,
-    /// Nothing: an empty leaf, or a damaged one.
-    image: Option<ImageAddr>,
+    /// The image and its nonce. Nothing: an empty leaf, or a damaged one.
+    image: Option<(ImageAddr, u64)>,
     holds: Holds,
 }
 
@@ -191,6 +196,8 @@ impl Found {
 /// Puts what remains together.
 struct Puzzle<'a> {
     remains: &'a Remains,
+    /// What the directory lists, if it says which images count.
+    runs: Vec<Run>,
     trees: BTreeMap<u32, Found>,
     /// Smaller ids that are not in `trees` are of dropped trees.
     next_tree: u32,
@@ -202,16 +209,36 @@ struct Puzzle<'a> {
 /// What is left of a directory: all items, or those up to the first damage.
 struct Directory {
     root: Root,
+    runs: Vec<Run>,
     items: Vec<Item>,
     is_whole: bool,
 }
 
-fn read_directory(remains: &Remains, image: ImageAddr) -> Option<Directory> {
-    let root = Root::decode(&remains.payload(image, ImageKind::Root)?)?;
-    let mut directory = Directory { root, items: Vec::new(), is_whole: false };
+/// A run of segments in a file: first offset, end and nonce.
+type Run = (u64, u64, u64);
+
+/// The nonce of an image in one of these runs.
+fn nonce_in(runs: &[Run], image: ImageAddr) -> Option<u64> {
+    let is_in = |run: &&Run| run.0 <= image.offset() && image.offset() < run.1;
+    runs.iter().find(is_in).map(|run| run.2)
+}
+
+/// The directory of a root image of that nonce.
+fn read_directory(remains: &Remains, image: ImageAddr, nonce: u64) -> Option<Directory> {
+    let root = Root::decode(&remains.payload(image, ImageKind::Root, nonce)?)?;
+    // That of the root may not be listed.
+    let mut runs = vec![(remains.segment_of(image.offset()), image.offset(), nonce)];
+    for (number, page) in &root.runs {
+        let (start, end) = remains.range(*number, page.units);
+        runs.push((start, end, page.nonce));
+    }
+    let mut directory = Directory { root, runs, items: Vec::new(), is_whole: false };
     let mut decoder = Decoder::default();
     for chunk in &directory.root.chunks {
-        let Some(bytes) = remains.payload(*chunk, ImageKind::Chunk) else { return Some(directory) };
+        let nonce = nonce_in(&directory.runs, *chunk);
+        let Some(bytes) = nonce.and_then(|nonce| remains.payload(*chunk, ImageKind::Chunk, nonce)) else {
+            return Some(directory);
+        };
         decoder.feed(&bytes);
         while let Ok(Some(item)) = decoder.next() {
             directory.is_whole = item == Item::End;
@@ -227,7 +254,8 @@ fn read_directory(remains: &Remains, image: ImageAddr) -> Option<Directory> {
 /// # Errors
 /// What the sink returns.
 pub fn salvage_remains(remains: &Remains, sink: &mut dyn Sink) -> Result<(bool, u64)> {
-    let mut puzzle = Puzzle { remains, trees: BTreeMap::new(), next_tree: 0, is_listed: false, id_floor: 0 };
+    let (runs, trees) = (Vec::new(), BTreeMap::new());
+    let mut puzzle = Puzzle { remains, runs, trees, next_tree: 0, is_listed: false, id_floor: 0 };
     puzzle.find_trees(sink);
     for found in puzzle.trees.values() {
         sink.tree(&found.name)?;
@@ -250,11 +278,12 @@ impl Puzzle<'_> {
                 return;
             }
             let found = self.remains.images.get(&offset).map(|found| found.image);
-            if let Some(directory) = found.and_then(|image| read_directory(self.remains, image))
-                && directory.is_whole
-            {
+            let directory =
+                found.and_then(|image| read_directory(self.remains, image, superblock.root_nonce));
+            if let Some(directory) = directory.filter(|directory| directory.is_whole) {
                 self.is_listed = true;
                 self.next_tree = directory.root.next_tree;
+                self.runs = directory.runs;
                 self.take_listing(directory.items, sink);
                 return;
             }
@@ -262,7 +291,7 @@ impl Puzzle<'_> {
         sink.lose(self.remains.damage(
             0,
             0,
-            "the directory is damaged: what is found may be older than it was".into(),
+            "the directory is damaged: what is found may be older than it was",
         ));
         self.paint_trees(sink);
     }
@@ -289,22 +318,24 @@ impl Puzzle<'_> {
                 Item::Leaf(low, image) => (low, image),
                 Item::End => continue,
             };
-            let whole = self.remains.images.get(&image.offset()).filter(|found| found.image == image);
+            // One that an earlier use of the segment left is not the one that is meant.
+            let nonce = nonce_in(&self.runs, image).unwrap_or(0);
+            let whole = self.remains.find(image, nonce);
             let holds = whole.map_or(Holds::default(), |found| found.header.holds);
             let found = self.trees.entry(id).or_default();
             if let Some(before) = last.as_ref().and_then(|last| found.pieces.get_mut(last)) {
                 before.high = Some(low.clone());
             }
-            let image = image.is_some().then_some(image);
+            let image = image.is_some().then_some((image, nonce));
             found.pieces.insert(low.clone(), Piece { high: None, image, holds });
             last = Some(low);
         }
         for found in self.trees.values_mut() {
             for (low, piece) in &mut found.pieces {
-                let Some(image) = piece.image else { continue };
-                if self.remains.images.get(&image.offset()).is_none_or(|whole| whole.image != image) {
-                    let damage = self.remains.damage(image.offset(), image.bytes(), "damaged image".into());
-                    sink.lose(of_keys(damage, &found.name, low, piece.high.as_deref()));
+                let Some((image, nonce)) = piece.image else { continue };
+                if self.remains.find(image, nonce).is_none() {
+                    let damage = self.remains.damage(image.offset(), image.bytes(), "damaged image");
+                    sink.lose(damage.of_keys(&found.name, low, piece.high.as_deref()));
                     piece.image = None;
                 }
             }
@@ -313,11 +344,10 @@ impl Puzzle<'_> {
 
     /// The newest images count.
     fn paint_trees(&mut self, sink: &mut dyn Sink) {
-        let mut roots: Vec<_> = self.of_kind(ImageKind::Root).collect();
-        roots.sort_by_key(|found| std::cmp::Reverse(found.1));
         let mut newest: Option<BTreeSet<u32>> = None;
-        for (image, _) in roots {
-            let Some(directory) = read_directory(self.remains, image) else { continue };
+        for root in self.newest_first(ImageKind::Root) {
+            let directory = read_directory(self.remains, root.image, root.header.nonce);
+            let Some(directory) = directory else { continue };
             let mut ids = BTreeSet::new();
             for item in directory.items {
                 if let Item::Tree(id, _, name) = item {
@@ -333,18 +363,15 @@ impl Puzzle<'_> {
                 newest = Some(ids);
             }
         }
-        let mut leaves: Vec<_> = self.of_kind(ImageKind::Leaf).collect();
-        leaves.sort_by_key(|found| std::cmp::Reverse(found.1));
-        for (image, _) in leaves {
-            let Some(found) = self.remains.images.get(&image.offset()) else { continue };
-            let (id, holds) = (found.header.tree, found.header.holds);
+        for leaf in self.newest_first(ImageKind::Leaf) {
+            let (id, nonce, holds) = (leaf.header.tree, leaf.header.nonce, leaf.header.holds);
             let is_dropped = newest.as_ref().is_some_and(|ids| id < self.next_tree && !ids.contains(&id));
             if is_dropped {
                 continue;
             }
-            let Some(bytes) = self.remains.payload(image, ImageKind::Leaf) else { continue };
+            let Some(bytes) = self.remains.payload(leaf.image, ImageKind::Leaf, nonce) else { continue };
+            let piece = Piece { high: None, image: Some((leaf.image, nonce)), holds };
             let Ok(leaf) = Leaf::validate(&bytes) else { continue };
-            let piece = Piece { high: None, image: Some(image), holds };
             self.trees.entry(id).or_default().paint(leaf.low(), leaf.high(), &piece);
         }
         for (id, found) in &mut self.trees {
@@ -352,26 +379,34 @@ impl Puzzle<'_> {
                 found.name = if *id == DEFAULT_ID { DEFAULT_TREE.to_vec() } else { unknown_name(*id) };
             }
             for (low, high) in found.gaps() {
-                let damage = self.remains.damage(0, 0, "no image of these keys is left".into());
-                sink.lose(of_keys(damage, &found.name, &low, high.as_deref()));
+                let damage = self.remains.damage(0, 0, "no image of these keys is left");
+                sink.lose(damage.of_keys(&found.name, &low, high.as_deref()));
             }
         }
         self.add_tree(DEFAULT_ID, DEFAULT_TREE);
     }
 
-    /// Images of a kind, and the order of what they hold.
-    fn of_kind(&self, kind: ImageKind) -> impl Iterator<Item = (ImageAddr, (Lsn, Lsn))> + '_ {
-        let images = self.remains.images.values().filter(move |found| found.header.kind == kind);
-        images.map(|found| (found.image, (found.header.holds.none_from, found.header.holds.all_before)))
+    /// Images of a kind, those with the newest changes first.
+    fn newest_first(&self, kind: ImageKind) -> Vec<FoundImage> {
+        let images = self.remains.images.values().filter(|found| found.header.kind == kind);
+        let mut images: Vec<_> = images.copied().collect();
+        let holds = |found: &FoundImage| (found.header.holds.none_from, found.header.holds.all_before);
+        images.sort_by_key(|found| std::cmp::Reverse(holds(found)));
+        images
     }
 
     fn copy_images(&self, found: &Found, sink: &mut dyn Sink) -> Result<()> {
         for (low, piece) in &found.pieces {
-            let Some(image) = piece.image else { continue };
-            let bytes = self.remains.payload(image, ImageKind::Leaf);
-            let Some(leaf) = bytes.as_ref().and_then(|bytes| Leaf::validate(bytes).ok()) else {
-                let damage = self.remains.damage(image.offset(), image.bytes(), "malformed leaf".into());
-                sink.lose(of_keys(damage, &found.name, low, piece.high.as_deref()));
+            let Some((image, nonce)) = piece.image else { continue };
+            let bytes = self.remains.payload(image, ImageKind::Leaf, nonce);
+            let leaf = bytes.as_ref().and_then(|bytes| Leaf::validate(bytes).ok());
+            // One that the directory lists has exactly the keys up to the next one.
+            let fits = |leaf: &Leaf<'_>| {
+                !self.is_listed || leaf.low() == *low && leaf.high() == piece.high.as_deref()
+            };
+            let Some(leaf) = leaf.filter(fits) else {
+                let damage = self.remains.damage(image.offset(), image.bytes(), "malformed leaf");
+                sink.lose(damage.of_keys(&found.name, low, piece.high.as_deref()));
                 continue;
             };
             for i in leaf.lower_bound(low)..leaf.len() {
@@ -382,7 +417,11 @@ impl Puzzle<'_> {
                 }
                 match value {
                     Value::Inline(value) => sink.set(&found.name, &key, Some(value))?,
-                    Value::Big(big) => self.copy_big(found, &key, BigRef::decode(big), None, sink)?,
+                    Value::Big(big) => {
+                        let big = BigRef::decode(big);
+                        let nonce = self.is_listed.then(|| nonce_in(&self.runs, big.image).unwrap_or(0));
+                        self.copy_big(found, &key, big, nonce, sink)?;
+                    }
                     Value::Gone => {}
                 }
             }
@@ -390,7 +429,7 @@ impl Puzzle<'_> {
         Ok(())
     }
 
-    /// Copies a big value, of the run with that nonce if one is given, or says that it is lost.
+    /// Copies a big value, of the run with that nonce if it is known, or says that it is lost.
     fn copy_big(
         &self,
         found: &Found,
@@ -399,18 +438,16 @@ impl Puzzle<'_> {
         nonce: Option<u64>,
         sink: &mut dyn Sink,
     ) -> Result<()> {
-        let header = self.remains.images.get(&big.image.offset()).map(|found| found.header);
-        let right = header.is_some_and(|header| nonce.is_none_or(|nonce| nonce == header.nonce));
-        let payload = if right { self.remains.payload(big.image, ImageKind::Big) } else { None };
+        let nonce = nonce.or_else(|| Some(self.remains.images.get(&big.image.offset())?.header.nonce));
+        let payload = nonce.and_then(|nonce| self.remains.payload(big.image, ImageKind::Big, nonce));
         let value = payload.as_deref().and_then(|payload| {
             let (len, rest) = payload.split_first_chunk::<4>()?;
             let (its, value) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
             (its == key && value.len() as u64 == big.len).then_some(value)
         });
         if value.is_none() {
-            let damage =
-                self.remains.damage(big.image.offset(), big.image.bytes(), "damaged big value".into());
-            sink.lose(of_keys(damage, &found.name, key, Some(&successor(key))));
+            let damage = self.remains.damage(big.image.offset(), big.image.bytes(), "damaged big value");
+            sink.lose(damage.of_keys(&found.name, key, Some(&successor(key))));
         }
         // Whatever was there before, it is not this key's value.
         sink.set(&found.name, key, value)
@@ -425,18 +462,25 @@ impl Puzzle<'_> {
         remains.records(from, &redo::is_well_formed, &mut |_, _, _| Ok(()), &mut gap)?;
         for (lsn, offset) in &gaps {
             let what = format!("the redo log has a gap at LSN {}: changes from there on may be lost", lsn.0);
-            sink.lose(remains.damage(*offset, 0, what));
+            sink.lose(remains.damage(*offset, 0, &what));
         }
         let gaps: Vec<Lsn> = gaps.into_iter().map(|(lsn, _)| lsn).collect();
-        let mut each = |lsn, kind, body: &[u8]| {
+        let mut is_complete = gaps.is_empty();
+        let mut each = |lsn: Lsn, kind, body: &[u8]| {
             let records = match kind {
                 redo::kind::TRANSACTION => redo::decode_transaction(body),
                 _ => Record::decode(kind, body).map(|record| vec![record]),
             };
-            records.unwrap_or_default().iter().try_for_each(|record| self.apply(lsn, record, &gaps, sink))
+            let Some(records) = records else {
+                is_complete = false;
+                let what = format!("a record of kind {kind} at LSN {} of the redo log cannot be read", lsn.0);
+                sink.lose(remains.damage(0, 0, &what));
+                return Ok(());
+            };
+            records.iter().try_for_each(|record| self.apply(lsn, record, &gaps, sink))
         };
         remains.records(from, &redo::is_well_formed, &mut each, &mut |_, _| {})?;
-        Ok(gaps.is_empty())
+        Ok(is_complete)
     }
 
     fn apply(&mut self, lsn: Lsn, record: &Record<'_>, gaps: &[Lsn], sink: &mut dyn Sink) -> Result<()> {
@@ -483,8 +527,4 @@ impl Puzzle<'_> {
 
 fn unknown_name(id: u32) -> Vec<u8> {
     format!("salvaged tree {id}").into_bytes()
-}
-
-fn of_keys(damage: Damage, tree: &[u8], low: &[u8], high: Option<&[u8]>) -> Damage {
-    Damage { tree: Some(IVec::from(tree)), keys: Some((IVec::from(low), high.map(IVec::from))), ..damage }
 }

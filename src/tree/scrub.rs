@@ -4,8 +4,8 @@
 //!
 //! First what the file says by itself: superblocks, headers, the redo stream up to what is durable, and the leaf
 //! directory with every image that it lists. Then the trees as they are: every leaf, changes included, and every big
-//! value that a record refers to. An image that the directory lists is not read again. Leaves that are not in memory
-//! are read past the cache, so that what others use stays in it.
+//! value that a record refers to. Leaves that are not in memory are read past the cache, so that what others use stays
+//! in it; so most images are read twice, once for where they are and once for what refers to them now.
 //!
 //! Checkpoints wait while the headers and the redo stream are read, and not longer: if one is made while the directory is
 //! read, what is left of the old one counts no more, and what is being read of it stays for the guard.
@@ -13,13 +13,16 @@
 use super::consolidate::Fold;
 use super::cursor::successor;
 use super::delta::Merged;
-use super::descent::{At, is_between};
+use super::descent::At;
 use super::inner::Inner;
 use super::leaf::{BigRef, Leaf, Value};
 use super::{BwTree, Forest, redo};
+use crate::damage::Damage;
 use crate::error::{Error, Result};
 use crate::pagecache::{Decoder, Findings, FrameKind, ImageAddr, Item, PageState};
 use crossbeam_epoch::Guard;
+
+const WRONG_FENCES: &str = "a leaf with wrong fences";
 
 /// Goes through the items of a directory: a leaf ends where the next one starts.
 #[derive(Debug, Default)]
@@ -66,10 +69,10 @@ impl Forest {
         Ok(())
     }
 
-    /// Bytes that a check reads, about.
+    /// Bytes that a check reads, about: each leaf twice, as the directory lists it and as it is.
     pub fn bytes_to_scrub(&self) -> u64 {
         let log = self.log();
-        log.segments().usage().live + log.redo_tail()
+        2 * log.segments().usage().live + log.redo_tail()
     }
 
     /// Checks what the newest checkpoint consists of; the leaf images that it lists, in order.
@@ -77,7 +80,7 @@ impl Forest {
         let mut listed = Vec::new();
         let root = {
             let _no_checkpoint = self.checkpointing.lock();
-            self.log().scrub_headers(found)?;
+            self.log().scrub_headers(found);
             self.log().scrub_redo(found, &mut |_, kind, body| {
                 if redo::is_well_formed(kind, body) {
                     Ok(true)
@@ -92,7 +95,7 @@ impl Forest {
         let (place, chunks) = match root {
             (place, Ok(root)) => (place, root.unwrap_or_default().chunks),
             ((offset, bytes), Err(error)) => {
-                found.note(self.log().unreadable(offset, bytes, error))?;
+                found.note(self.log().unreadable(offset, bytes, error)?);
                 return Ok(listed);
             }
         };
@@ -123,7 +126,7 @@ impl Forest {
                 Err(error) => {
                     // Of what follows it is not known where it begins.
                     let error = self.log().placed(chunk, error);
-                    found.note(self.log().unreadable(chunk.offset(), chunk.bytes(), error))?;
+                    found.note(self.log().unreadable(chunk.offset(), chunk.bytes(), error)?);
                     break;
                 }
             }
@@ -131,7 +134,7 @@ impl Forest {
         listed.retain(|image| image.is_some());
         listed.sort_unstable();
         if let Some(twice) = listed.windows(2).find(|pair| pair[0] == pair[1]) {
-            found.note(self.cache.damaged(twice[0], "an image that the directory lists twice"))?;
+            found.note(self.damage_at(twice[0], "an image that the directory lists twice"));
         }
         Ok(listed)
     }
@@ -148,28 +151,42 @@ impl Forest {
             return Ok(());
         }
         found.read(image.bytes())?;
-        let error = match self.cache.read_leaf(image) {
-            Ok(bytes) if is_between(Leaf::new(&bytes), low, high) => return Ok(()),
-            Ok(_) => self.cache.damaged(image, "a leaf with wrong fences"),
-            Err(error) => self.log().unreadable(image.offset(), image.bytes(), error),
+        let damage = match self.cache.read_leaf(image) {
+            Ok(bytes) => {
+                let leaf = Leaf::new(&bytes);
+                if leaf.low() == low && leaf.high() == high {
+                    return Ok(());
+                }
+                self.damage_at(image, WRONG_FENCES)
+            }
+            Err(error) => self.unreadable(image, error)?,
         };
         let name = self.catalog.get_id(id).map(|tree| tree.name.clone());
         found.note(match name {
-            Some(name) => error.concerns(&name, low, high),
-            None => error,
-        })
+            Some(name) => damage.of_keys(&name, low, high),
+            None => damage,
+        });
+        Ok(())
+    }
+
+    fn damage_at(&self, image: ImageAddr, what: &str) -> Damage {
+        self.log().damage_at(image.offset(), image.bytes(), what)
+    }
+
+    /// What is damaged when reading an image failed.
+    fn unreadable(&self, image: ImageAddr, error: Error) -> Result<Damage> {
+        self.log().unreadable(image.offset(), image.bytes(), error)
     }
 
     fn scrub_tree(&self, tree: &BwTree, listed: &[ImageAddr], found: &mut Findings<'_>) -> Result<()> {
-        {
-            let _no_merges = self.checkpointing.lock();
-            self.check_node(tree, tree.root, b"", None)?;
-        }
         let mut next = Some(Vec::new());
         while let Some(low) = next {
             let guard = crossbeam_epoch::pin();
             tree.check()?;
             next = self.scrub_leaf(tree, &low, listed, found, &guard)?;
+            drop(guard);
+            // What was folded is in memory now.
+            self.keep_up_reading();
         }
         Ok(())
     }
@@ -187,24 +204,25 @@ impl Forest {
             let (pid, start, end) = self.child_of(tree, low, guard)?;
             if let (word, PageState::Disk(image)) = self.cache.load(pid, guard) {
                 found.read(image.bytes())?;
-                let error = match self.cache.read_leaf(image) {
+                let damage = match self.cache.read_leaf(image) {
                     Ok(bytes) => {
                         let leaf = Leaf::new(&bytes);
-                        if is_between(leaf, &start, end.as_deref()) {
+                        // What is evicted has the range that its parent says.
+                        if leaf.low() == start && leaf.high() == end.as_deref() {
                             let records = (0..leaf.len()).map(|i| leaf.record(i));
                             let records = records.map(|(rest, value)| (leaf.prefix(), rest, value));
                             self.scrub_values(tree, records, found)?;
-                            return Ok(leaf.high().map(<[u8]>::to_vec));
+                            return Ok(end);
                         }
-                        self.cache.damaged(image, "a leaf with wrong fences")
+                        self.damage_at(image, WRONG_FENCES)
                     }
-                    Err(error) => self.log().unreadable(image.offset(), image.bytes(), error),
+                    Err(error) => self.unreadable(image, error)?,
                 };
                 // Unless it was split since the separators were looked at.
                 if self.cache.load(pid, guard).0 == word
                     && self.child_of(tree, low, guard)? == (pid, start.clone(), end.clone())
                 {
-                    found.note(error.concerns(&tree.name, &start, end.as_deref()))?;
+                    found.note(damage.of_keys(&tree.name, &start, end.as_deref()));
                     return Ok(end);
                 }
                 continue;
@@ -220,11 +238,8 @@ impl Forest {
                 Ok((_, true)) => {}
                 Ok((at, false)) => return self.scrub_resident(tree, at, listed, found),
                 Err(error) => {
-                    found.note(self.log().unreadable(0, 0, error).concerns(
-                        &tree.name,
-                        &start,
-                        end.as_deref(),
-                    ))?;
+                    let damage = self.log().unreadable(0, 0, error)?;
+                    found.note(damage.of_keys(&tree.name, &start, end.as_deref()));
                     return Ok(end);
                 }
             }
@@ -264,8 +279,7 @@ impl Forest {
         if image.is_some() && listed.binary_search(&image).is_err() {
             found.read(image.bytes())?;
             if let Err(error) = self.cache.read_leaf(image) {
-                let error = self.log().unreadable(image.offset(), image.bytes(), error);
-                found.note(error.concerns(&tree.name, leaf.low(), leaf.high()))?;
+                found.note(self.unreadable(image, error)?.of_keys(&tree.name, leaf.low(), leaf.high()));
             }
         }
         self.check_deltas(tree, at)?;
@@ -291,8 +305,8 @@ impl Forest {
             found.counts.big_values += 1;
             found.read(big.image.bytes())?;
             let Err(error) = self.read_big(tree, &key, big) else { continue };
-            let error = self.log().unreadable(big.image.offset(), big.image.bytes(), error);
-            found.note(error.concerns(&tree.name, &key, Some(&successor(&key))))?;
+            let damage = self.unreadable(big.image, error)?;
+            found.note(damage.of_keys(&tree.name, &key, Some(&successor(&key))));
         }
         Ok(())
     }

@@ -90,7 +90,7 @@ impl Forest {
     }
 
     /// Checks that inner nodes have the ranges that their parents say.
-    pub(super) fn check_node(&self, tree: &BwTree, pid: u32, low: &[u8], high: Option<&[u8]>) -> Result<()> {
+    fn check_node(&self, tree: &BwTree, pid: u32, low: &[u8], high: Option<&[u8]>) -> Result<()> {
         let guard = crossbeam_epoch::pin();
         let PageState::Resident(frame) = self.cache.load(pid, &guard).1 else { return Ok(()) };
         if frame.kind() != FrameKind::Inner {

@@ -9,6 +9,8 @@
 mod common_durability;
 mod damaged_and_changed;
 mod every_byte;
+mod forged;
+mod left_over;
 mod looking;
 mod salvaging;
 mod verifying;

@@ -50,7 +50,8 @@ fn live(mount: &Path, acks: &Acks, is_cut: &AtomicBool, span: Duration) -> Resul
         written.chain([tidied]).collect::<Vec<_>>()
     });
     for error in written.into_iter().filter_map(Result::err) {
-        if !matches!(error, Error::Io(_)) {
+        let is_read = error.is_corruption() && error.to_string().contains("cannot be read");
+        if !is_read && !matches!(error, Error::Io(_)) {
             return Err(format!("not an error of the system: {error}"));
         }
         unless_cut(format!("writing: {error}"))?;
