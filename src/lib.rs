@@ -60,6 +60,7 @@ pub use api::db::Db;
 pub use api::iter::Iter;
 pub use api::merge_operator::MergeOperator;
 pub use api::salvage::Salvage;
+pub use api::stats::Stats;
 pub use api::subscriber::Subscriber;
 #[doc(hidden)]
 pub use api::testing;

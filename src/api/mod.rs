@@ -8,6 +8,7 @@ pub mod engine;
 pub mod iter;
 pub mod merge_operator;
 pub mod salvage;
+pub mod stats;
 pub mod subscriber;
 pub mod testing;
 // Where there are no threads, foreground calls do their work.

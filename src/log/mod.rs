@@ -108,6 +108,8 @@ pub struct Log {
     syncs: AtomicU64,
     /// Segments freed. Statistic.
     freed: AtomicU64,
+    /// Where the stream went on when the file was opened. Set once, by recovery.
+    started: AtomicU64,
 }
 
 impl std::fmt::Debug for Log {
@@ -223,6 +225,7 @@ impl Log {
             superblock: Mutex::new(superblock),
             syncs: AtomicU64::new(0),
             freed: AtomicU64::new(0),
+            started: AtomicU64::new(0),
             storage,
             segments,
             options,
@@ -358,6 +361,8 @@ impl Log {
             writer
         };
         let start = writer.lsn();
+        // Relaxed: recovery is alone.
+        self.started.store(start.0, Ordering::Relaxed);
         *self.writer.lock() = Some(writer);
         let ring = Ring::new(BUFFERS, self.options.redo_buffer, start);
         self.ring.set(ring).expect("replayed once");
@@ -714,6 +719,12 @@ impl Log {
         Ok(self.storage.allocated()?)
     }
 
+    /// Bytes of the redo stream since it was opened.
+    pub fn redo_written(&self) -> u64 {
+        // Relaxed: set before there was anybody to ask.
+        self.ring().end().0.saturating_sub(self.started.load(Ordering::Relaxed))
+    }
+
     /// Memory of buffers and tables, bytes.
     pub fn memory(&self) -> u64 {
         self.ring().bytes() + self.segments.bytes()
@@ -725,11 +736,15 @@ impl Log {
         self.syncs.load(Ordering::Relaxed)
     }
 
+    /// Segments freed so far.
+    pub fn freed(&self) -> u64 {
+        // Relaxed: statistic.
+        self.freed.load(Ordering::Relaxed)
+    }
+
     /// Blocks, syncs, aborted reservations and freed segments so far.
     pub fn counts(&self) -> [u64; 4] {
         let blocks = self.writer().as_ref().map_or(0, RedoWriter::blocks);
-        // Relaxed: statistic.
-        let freed = self.freed.load(Ordering::Relaxed);
-        [blocks, self.syncs(), self.ring().aborted(), freed]
+        [blocks, self.syncs(), self.ring().aborted(), self.freed()]
     }
 }

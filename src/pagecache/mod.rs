@@ -90,6 +90,17 @@ pub struct CacheOptions {
     pub capacity: u64,
 }
 
+/// Bytes of memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// Frames and deltas, which the capacity bounds.
+    pub cached: u64,
+    /// Those that are out of use and wait for their epoch.
+    pub retired: u64,
+    /// Tables, and the buffers of the log.
+    pub tables: u64,
+}
+
 /// Statistics, all relaxed.
 #[derive(Debug, Default)]
 pub struct CacheCounters {
@@ -648,10 +659,11 @@ impl<P: Page> PageCache<P> {
         Ok((header, raw, payload))
     }
 
-    /// Bytes of frames and deltas, which the capacity bounds, and of tables and the log's buffers, which it
-    /// does not.
-    pub fn memory(&self) -> u64 {
-        self.arena().allocated() + self.table().bytes() + self.log.memory()
+    /// Bytes of memory, by what they are for.
+    pub fn memory(&self) -> Memory {
+        let (allocated, retired) = (self.arena().allocated(), self.arena().retired());
+        let tables = self.table().bytes() + self.log.memory();
+        Memory { cached: allocated.saturating_sub(retired), retired: retired.min(allocated), tables }
     }
 }
 

@@ -241,6 +241,12 @@ impl Forest {
 
     /// Bytes of pages and their changes, which the capacity bounds, and of tables and buffers.
     pub fn memory(&self) -> u64 {
+        let memory = self.memory_by_class();
+        memory.cached + memory.retired + memory.tables
+    }
+
+    /// The same, by what it is for.
+    pub fn memory_by_class(&self) -> crate::pagecache::Memory {
         self.cache.memory()
     }
 

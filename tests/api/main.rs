@@ -2,13 +2,14 @@
 //!
 //! `points`: keys, updates and merge operators. `database`: trees, ids, flushes, export and checksums.
 //! `transactions`: them, their views, and batches. `opening`: configuration, locks, files and temporary databases.
-//! `values`: `IVec`, errors and their texts.
+//! `statistics`: what is counted. `values`: `IVec`, errors and their texts.
 
 #[path = "../common/mod.rs"]
 mod common;
 mod database;
 mod opening;
 mod points;
+mod statistics;
 mod transactions;
 mod values;
 
