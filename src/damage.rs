@@ -75,6 +75,9 @@ impl fmt::Display for Damage {
 /// How many different damages are told apart in errors.
 const MOST: usize = 1 << 16;
 
+/// What was kept.
+static KEPT: Mutex<BTreeSet<&'static Damage>> = Mutex::new(BTreeSet::new());
+
 impl Damage {
     /// Says which keys of which tree it concerns, unless that is known already.
     pub(crate) fn of_keys(self, tree: &[u8], low: &[u8], high: Option<&[u8]>) -> Damage {
@@ -84,10 +87,14 @@ impl Damage {
         Damage { tree: Some(tree.into()), keys: Some((low.into(), high.map(IVec::from))), ..self }
     }
 
+    /// Whether it was kept already.
+    pub(crate) fn is_known(&self) -> bool {
+        KEPT.lock().unwrap_or_else(PoisonError::into_inner).contains(self)
+    }
+
     /// The damage for as long as the process lives, so that a small `Copy` type can refer to it; `None`: there were
     /// very many already.
     pub(crate) fn keep(self) -> Option<&'static Damage> {
-        static KEPT: Mutex<BTreeSet<&'static Damage>> = Mutex::new(BTreeSet::new());
         let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(same) = kept.get(&self) {
             return Some(same);
@@ -124,7 +131,9 @@ mod tests {
         assert!(text.starts_with(start) && text.ends_with("(100 bytes)"), "{text}");
         damage.keys = Some((IVec::from("a"), None));
         assert!(damage.to_string().ends_with("keys from \"a\" to the last"));
+        assert!(!damage.is_known());
         let kept = damage.clone().keep().expect("few so far");
+        assert!(damage.is_known());
         assert!(std::ptr::eq(kept, damage.keep().expect("the same")));
     }
 }

@@ -141,7 +141,10 @@ impl Error {
     /// Damage that was found in a file.
     #[cold]
     pub(crate) fn damaged(damage: Damage) -> Error {
-        log::error!("{damage}");
+        // Once: a page is tried again and again.
+        if !damage.is_known() {
+            log::error!("{damage}");
+        }
         Error::about(damage)
     }
 
