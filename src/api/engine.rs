@@ -295,13 +295,24 @@ impl Engine {
     fn close(&self) {
         let log = self.core.forest.log();
         let worth_it = log.redo_tail() > CLOSE_TAIL || log.redo_segments() > CLOSE_SEGMENTS;
-        let closed = match self.core.flush() {
-            Ok(_) if worth_it && !self.core.config.temporary => self.core.forest.settle(),
-            other => other.map(|_| ()),
+        let closed = match self.core.config.temporary {
+            true => self.core.flush().map(|_| ()),
+            false => self.close_lasting(worth_it),
         };
         let closed = closed.and_then(|()| log.seal_end());
         if let Err(error) = closed {
             log::error!("closing the database failed: {error}");
         }
+    }
+
+    /// With a checkpoint, if that is worth it, and the lengths of the trees as the last thing in the log.
+    fn close_lasting(&self, worth_it: bool) -> Result<()> {
+        let forest = &self.core.forest;
+        if worth_it {
+            self.core.flush()?;
+            forest.settle()?;
+        }
+        forest.note_lengths()?;
+        self.core.flush().map(|_| ())
     }
 }

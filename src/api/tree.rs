@@ -699,10 +699,11 @@ impl Tree {
         }
     }
 
-    /// Returns the number of keys, by going through all leaves.
+    /// Returns the number of keys. Writes that have not returned yet may be counted or not.
     ///
-    /// Values longer than 2 KiB are not read for that. A dropped tree has none. When a page cannot be read
-    /// the error is logged and 0 is returned; [`Tree::iter`] returns the error itself.
+    /// It is known, and not counted: but for the first call after a crash, or after a time in which somebody always
+    /// wrote, which goes through all leaves. Values longer than 2 KiB are not read for that. When a page cannot be read
+    /// then, the error is logged and 0 is returned; [`Tree::iter`] returns the error itself. A dropped tree has none.
     ///
     /// # Examples
     ///
@@ -715,10 +716,11 @@ impl Tree {
     /// # }
     /// ```
     pub fn len(&self) -> usize {
-        self.shared.core.forest.count(&self.shared.bw).unwrap_or_else(|error| {
+        let len = self.shared.core.forest.len(&self.shared.bw).unwrap_or_else(|error| {
             log::error!("len() of {self:?}: {error}");
             0
-        })
+        });
+        usize::try_from(len).unwrap_or(usize::MAX)
     }
 
     /// Returns whether there is no key; an error reads as "there may be".

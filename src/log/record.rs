@@ -8,7 +8,7 @@
 //! | OFFSET | SIZE | FIELD | MEANING |
 //! |---|---|---|---|
 //! | 0 | 4 | length | bytes of the record, this frame included: at least 5, at most 2^30 |
-//! | 4 | 1 | kind | 0 = padding, and the body is void; others are in `tree/redo.rs` |
+//! | 4 | 1 | kind | 0 = padding, and the body is void, but for notes (`tree/length.rs`); others are in `tree/redo.rs` |
 //! | 5 | length - 5 | body | |
 //!
 //! A record may continue over several blocks and segments, and so may its length. Nothing but the blocks' checksums
@@ -24,6 +24,9 @@ pub type EachRecord<'a> = &'a mut dyn FnMut(Lsn, u8, &[u8]) -> Result<bool>;
 /// Bytes in front of a record's body.
 pub const FRAME: usize = 5;
 const PADDING: u8 = 0;
+/// What the body of a padding begins with that says something. No record that was given up does: there is no tree of
+/// that id, and no kind of change.
+const NOTE: [u8; 4] = [0xFF; 4];
 
 /// Writes the frame of a record that fills `bytes`.
 #[inline]
@@ -31,6 +34,11 @@ pub fn frame(bytes: &mut [u8], kind: u8) {
     let len = u32::try_from(bytes.len()).expect("records are shorter than 1 GiB");
     bytes[..4].copy_from_slice(&len.to_le_bytes());
     bytes[4] = kind;
+}
+
+/// Writes the frame of a note that fills `bytes`: a record that need not be understood.
+pub fn frame_note(bytes: &mut [u8]) {
+    frame(bytes, PADDING);
 }
 
 /// Turns `len` claimed bytes into padding.
@@ -112,7 +120,7 @@ fn record_len(bytes: &[u8], lsn: Lsn) -> Result<usize> {
 
 fn emit(lsn: Lsn, record: &[u8], each: EachRecord<'_>) -> Result<bool> {
     match record[4] {
-        PADDING => Ok(true),
+        PADDING if !record[FRAME..].starts_with(&NOTE) => Ok(true),
         kind => each(lsn, kind, &record[FRAME..]),
     }
 }

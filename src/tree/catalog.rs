@@ -11,6 +11,7 @@
 //!
 //! A lock that only opening, dropping and listing trees take; operations on a tree hold their own reference.
 
+use super::length::Length;
 use super::priority::Priority;
 use super::watch::Watchers;
 use crate::error::{Error, Result};
@@ -38,6 +39,8 @@ pub struct BwTree {
     dropped: AtomicBool,
     /// Whether it may have big values. Set by writers.
     big: AtomicBool,
+    /// How many keys it has.
+    pub(super) length: Length,
     /// Of a transaction that others keep from committing.
     pub(super) priority: Priority,
     /// Who wants to know of changes; subscribers do not keep it.
@@ -53,7 +56,7 @@ impl AsRef<BwTree> for BwTree {
 
 impl BwTree {
     /// A tree whose root is the page `root`.
-    pub fn new(id: u32, name: &[u8], root: u32, big: bool) -> BwTree {
+    pub(super) fn new(id: u32, name: &[u8], root: u32, big: bool, length: Length) -> BwTree {
         let (dropped, big) = (AtomicBool::new(false), AtomicBool::new(big));
         BwTree {
             id,
@@ -61,6 +64,7 @@ impl BwTree {
             root,
             dropped,
             big,
+            length,
             priority: Priority::default(),
             watchers: Arc::default(),
         }

@@ -77,6 +77,8 @@ struct Intent {
     image: Option<(IVec, BigRef)>,
     /// Whether subscribers are told: it changes something.
     counts: bool,
+    /// Keys that it adds, or removes; `None`: not known.
+    net: Option<i64>,
 }
 
 /// What became of an attempt.
@@ -128,8 +130,10 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
         operators: Operators<'a>,
         writes: impl Iterator<Item = ((usize, IVec), Write)>,
     ) -> Commit<'a, H> {
-        let intent =
-            |((tree, key), write)| Intent { tree, key, write, ready: Ready::Gone, image: None, counts: true };
+        let intent = |((tree, key), write)| {
+            let (ready, image, counts, net) = (Ready::Gone, None, true, None);
+            Intent { tree, key, write, ready, image, counts, net }
+        };
         let mut intents: Vec<Intent> = writes.map(intent).collect();
         // In one order for all transactions; keys of one tree are in order already.
         intents.sort_by_key(|intent| trees[intent.tree].as_ref().id);
@@ -290,11 +294,12 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
         status: &Status,
     ) -> std::result::Result<bool, Interrupted> {
         let contested = at.frame.undecided(used).any(|run| !std::ptr::eq(run.status, status));
-        let watched = self.trees[self.intents[range.start].tree].as_ref().watchers.any();
+        let tree = self.trees[self.intents[range.start].tree].as_ref();
+        let (watched, counted) = (tree.watchers.any(), tree.length.is_known());
         for intent in &mut self.intents[range] {
-            intent.counts = true;
+            (intent.counts, intent.net) = (true, None);
             let depends = intent.write.depends();
-            if !contested && !watched && !depends {
+            if !contested && !watched && !depends && !counted {
                 continue;
             }
             let fingerprint = fingerprint(&intent.key);
@@ -304,26 +309,28 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
                 return Ok(false);
             }
             // A change that came behind `used` is met again when the run is to be published.
-            if !watched && !depends {
+            if !watched && !depends && !counted {
                 continue;
             }
-            let tree = self.trees[intent.tree].as_ref();
             let value = look.delta.map(value_of).or_else(|| at.leaf().find(&intent.key, fingerprint));
             if value.is_none() && at.frame.overlay() {
                 let guard = crossbeam_epoch::pin();
                 self.forest.consolidate(tree, at, Fold::Whole, &guard)?;
                 return Ok(false);
             }
-            let old = match value.filter(|value| *value != Value::Gone) {
-                Some(value) => Some(self.forest.copy_out(tree, &intent.key, value)?),
-                None => None,
+            let value = value.filter(|value| *value != Value::Gone);
+            let before = i64::from(value.is_some());
+            let old = match value {
+                Some(value) if watched || depends => Some(self.forest.copy_out(tree, &intent.key, value)?),
+                _ => None,
             };
             if depends {
                 let new = intent.write.apply(intent.tree, &intent.key, old.as_ref(), self.operators)?;
                 intent.resolve(self.forest, tree, new)?;
-            } else {
+            } else if watched {
                 intent.counts = intent.write.value() != Some(old);
             }
+            intent.net = Some(i64::from(!matches!(intent.ready, Ready::Gone)) - before);
         }
         Ok(true)
     }
@@ -370,6 +377,12 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
             intents.iter().filter(|i| i.counts).for_each(|i| emitter.emit(&i.event(), &mut wakes));
         }
         drop(emitters);
+        for (tree, intents) in self.by_tree() {
+            match intents.iter().map(|intent| intent.net).sum() {
+                Some(net) => tree.length.add(net),
+                None => tree.length.lose(),
+            }
+        }
         drop(guard);
         space.complete();
         Ok(Attempt::Committed(wakes))

@@ -42,6 +42,7 @@ mod descent;
 pub mod inner;
 mod intent;
 pub mod leaf;
+mod length;
 mod merge;
 mod priority;
 mod read;
@@ -184,6 +185,8 @@ pub struct Forest {
     image_budget: AtomicU64,
     /// Image bytes appended when the last checkpoint was made.
     appended_then: AtomicU64,
+    /// Where the last note of lengths ends in the log. Set by recovery.
+    noted: AtomicU64,
     /// Wakes the maintenance thread; unset: there is none, and foreground calls do its work.
     wake: OnceLock<Wake>,
 }
@@ -213,6 +216,7 @@ impl Forest {
             redo_budget: AtomicU64::new(0),
             image_budget: AtomicU64::new(0),
             appended_then: AtomicU64::new(0),
+            noted: AtomicU64::new(0),
             wake: OnceLock::new(),
         };
         let captured: Lsn = forest.load_directory()?;

@@ -65,6 +65,8 @@ pub mod kind {
     pub const IDS: u8 = 6;
     /// Transaction.
     pub const TRANSACTION: u8 = 7;
+    /// What need not be understood.
+    pub const NOTE: u8 = 0;
 }
 
 /// A record to write.
@@ -129,6 +131,8 @@ pub fn transaction_len(changes: impl Iterator<Item = (usize, usize)>) -> usize {
 pub fn is_well_formed(kind: u8, body: &[u8]) -> bool {
     match kind {
         kind::TRANSACTION => decode_transaction(body).is_some(),
+        // Whatever it says, it need not be understood.
+        kind::NOTE => true,
         _ => Record::decode(kind, body).is_some(),
     }
 }

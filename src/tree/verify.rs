@@ -55,6 +55,9 @@ impl Forest {
             drop(guard);
             self.make_room()?;
         }
+        if let Some(known) = tree.length.get().filter(|known| *known != keys as u64) {
+            return wrong(format!("T8: {keys} keys by walking, {known} should be there"));
+        }
         let counted = self.count(tree)?;
         if counted != keys {
             return wrong(format!("{keys} keys by walking, {counted} by counting"));

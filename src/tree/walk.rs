@@ -19,6 +19,7 @@ use super::delta::build;
 use super::descent::At;
 use super::inner::{self, Inner};
 use super::leaf::{BigRef, Leaf, LeafBuilder, fingerprint};
+use super::length::Length;
 use super::redo::Record;
 use super::{Forest, add};
 use crate::base::Lsn;
@@ -213,7 +214,7 @@ impl Forest {
     pub(super) fn new_tree(&self, id: u32, name: &[u8]) -> Result<BwTree> {
         let guard = crossbeam_epoch::pin();
         let root = self.cache.allocate(self.empty_leaf(id, &guard))?;
-        Ok(BwTree::new(id, name, root, false))
+        Ok(BwTree::new(id, name, root, false, Length::zero()))
     }
 
     fn empty_leaf<'g>(&self, tree: u32, guard: &'g Guard) -> crate::pagecache::FrameRef<'g> {
@@ -237,6 +238,10 @@ impl Forest {
     /// `Unsupported` for a record of an unknown kind, `Corruption` for a malformed one, what writing failed
     /// with.
     pub(super) fn replay(&self, lsn: Lsn, kind: u8, body: &[u8], captured: Lsn) -> Result<bool> {
+        if kind == super::redo::kind::NOTE {
+            self.take_lengths(lsn, body);
+            return Ok(true);
+        }
         let records = match kind {
             super::redo::kind::TRANSACTION => super::redo::decode_transaction(body),
             _ => Record::decode(kind, body).map(|record| vec![record]),
@@ -300,6 +305,8 @@ impl Forest {
     /// Publishes a change without reading its leaf.
     fn replay_change(&self, id: u32, key: &[u8], kind: DeltaKind, value: &[u8], lsn: Lsn) -> Result<()> {
         let Some(tree) = self.catalog.get_id(id) else { return Ok(()) };
+        // Whether the key was there is not looked for.
+        tree.length.lose();
         let fingerprint = fingerprint(key);
         loop {
             let guard = crossbeam_epoch::pin();
@@ -487,7 +494,7 @@ impl<'a> TreeBuilder<'a> {
             level += 1;
         };
         add(&self.forest.counters.trees_loaded);
-        self.forest.catalog.insert(BwTree::new(self.id, &self.name, root, self.big));
+        self.forest.catalog.insert(BwTree::new(self.id, &self.name, root, self.big, Length::unknown()));
         Ok(())
     }
 }

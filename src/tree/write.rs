@@ -102,6 +102,8 @@ struct Publish<'a> {
     fingerprint: u16,
     delta: (DeltaKind, &'a [u8]),
     record: &'a Record<'a>,
+    /// Keys that it adds, or removes.
+    net: i64,
     /// What subscribers are told of, if they are to be told.
     event: Option<&'a Change>,
 }
@@ -205,8 +207,9 @@ impl Forest {
                 (DeltaKind::PutBig, &encoded[..], Record::PutBig { tree: tree.id, key, big: *big, nonce })
             }
         };
-        let publish =
-            Publish { tree, key, fingerprint, delta: (kind, value), record: &record, event: Some(&change) };
+        let net = i64::from(!matches!(ready, Ready::Gone)) - i64::from(old.is_some());
+        let (record, event) = (&record, Some(&change));
+        let publish = Publish { tree, key, fingerprint, delta: (kind, value), record, net, event };
         let Some((slot, wakes)) = self.publish(at, look.used, &publish)? else {
             attempt.decided = Some((old, change));
             return Ok(None);
@@ -259,6 +262,7 @@ impl Forest {
             change.event(what.key).iter().for_each(|event| emitter.emit(event, &mut wakes));
         }
         drop(emitter);
+        what.tree.length.add(what.net);
         space.complete();
         Ok(Some((slot, wakes)))
     }
@@ -310,7 +314,7 @@ impl Forest {
             let record = Record::PutBig { tree: tree.id, key, big: new, nonce };
             let encoded = new.encode();
             let delta = (DeltaKind::PutBig, &encoded[..]);
-            let publish = Publish { tree, key, fingerprint, delta, record: &record, event: None };
+            let publish = Publish { tree, key, fingerprint, delta, record: &record, net: 0, event: None };
             if self.publish(at, look.used, &publish)?.is_some() {
                 // Folds the old reference away.
                 let _ = self.consolidate(tree, at, Fold::Whole, &guard);

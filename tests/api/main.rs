@@ -2,11 +2,12 @@
 //!
 //! `points`: keys, updates and merge operators. `database`: trees, ids, flushes, export and checksums.
 //! `transactions`: them, their views, and batches. `opening`: configuration, locks, files and temporary databases.
-//! `statistics`: what is counted. `values`: `IVec`, errors and their texts.
+//! `statistics`: what is counted. `lengths`: `len`. `values`: `IVec`, errors and their texts.
 
 #[path = "../common/mod.rs"]
 mod common;
 mod database;
+mod lengths;
 mod opening;
 mod points;
 mod statistics;
