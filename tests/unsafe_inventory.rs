@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 type Entry = (&'static str, [usize; 3], &'static str, &'static str);
 
 #[rustfmt::skip]
-const INVENTORY: [Entry; 10] = [
+const INVENTORY: [Entry; 14] = [
     ("api/merge_operator.rs", [0, 0, 2], "Send and Sync for operators, whose trait has no such bound in 0.34",
      "they are called, replaced and dropped under one re-entrant mutex, and their `Rc` never leaves it"),
     ("base/allocations.rs", [2, 2, 1], "a global allocator that counts, behind a feature",
@@ -22,14 +22,22 @@ const INVENTORY: [Entry; 10] = [
      "V1 and V2: the constructors check the range, and nothing changes it later"),
     ("log/redo_buffer.rs", [8, 0, 1], "many writers fill disjoint ranges of one buffer, then one reads all of it",
      "L3: a reservation claims its range by CAS and nobody reads before the last writer has left; bytes are cells"),
-    ("pagecache/arena.rs", [6, 1, 1], "blocks from the global allocator, and lists of freed ones",
+    ("pagecache/arena.rs", [7, 1, 1], "blocks from spans, and lists of freed ones",
      "`free` gets what `alloc` gave, once, with its size; a kept block belongs to whoever holds its stack"),
     ("pagecache/frame.rs", [48, 4, 0], "frames and deltas of variable length, read by many while one is replaced",
      "P1 to P4: bytes are written before the CAS that publishes their address, and freed an epoch after they left"),
     ("pagecache/mapping_table.rs", [1, 0, 0], "a word of the table as a reference to a frame",
      "P5: the frame is freed only after the word changed and every guard that could have read it has ended"),
+    ("pagecache/memory.rs", [12, 2, 1], "mappings of the system, or blocks of the global allocator, as pieces of memory",
+     "a piece is its owner's alone; a range goes back only when its owner says that nobody uses it"),
     ("pagecache/models.rs", [1, 0, 0], "a frame that outlives the threads of a model, in tests only",
      "it is never freed"),
+    ("pagecache/regions.rs", [2, 1, 0], "pages that go back to the system",
+     "R1, R2: only free pages do, and who releases a run does not use it any more"),
+    ("pagecache/spans.rs", [6, 3, 0], "runs of pages that are released, and long blocks from the global allocator",
+     "B1, B2: a run is released when none of its blocks is in use; long blocks go back with the layout they came with"),
+    ("pagecache/spans/tests.rs", [2, 0, 1], "blocks that are written to and freed, in tests only",
+     "a block has one owner, which frees it once"),
     ("storage/disk.rs", [1, 0, 0], "`fallocate`, which the standard library does not offer",
      "a system call that gets numbers only, on a descriptor that is open"),
     ("tree/leaf.rs", [2, 0, 0], "sixteen fingerprints compared at once",

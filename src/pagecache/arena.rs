@@ -2,11 +2,12 @@
 //!
 //! # How it works
 //!
-//! Blocks are 16-byte aligned. Sizes are rounded up to classes about an eighth apart, and freed blocks wait in a bounded
+//! Blocks are 16-byte aligned. Sizes are rounded up to [`classes`](super::classes), and freed blocks wait in a bounded
 //! cache, a stack for each class: consolidation frees a frame and its deltas and soon asks for others of about the same
-//! size, which the general allocator answers slowly. What the cache does not have comes from the global
-//! allocator, and what it has no room for goes back there. The count is what `cache_capacity` bounds, so every
-//! frame and delta is allocated here and nowhere else.
+//! size. What the cache does not have comes from [`spans`](super::spans), and what it has no room for, or what nobody
+//! wanted for some time, goes back there. The general allocator has memory for each thread, and would keep too much of
+//! what one thread allocates and another frees. The count is what `cache_capacity` bounds, so every frame and delta is
+//! allocated here and nowhere else.
 //!
 //! # Concurrency
 //!
@@ -16,31 +17,32 @@
 
 #![allow(unsafe_code)]
 
+use super::classes::{CLASSES, SHAPES, class};
+use super::spans::Spans;
 use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-const ALIGN: usize = 16;
-/// Up to here classes are 32 bytes apart, from here on eight in each doubling.
-const FINE: usize = 512;
-/// Longer blocks are not cached.
-const LONGEST: usize = 32 << 10;
-const FINE_CLASSES: usize = FINE / 32;
-const CLASSES: usize = FINE_CLASSES + 8 * (LONGEST.ilog2() - FINE.ilog2()) as usize;
 /// One in a model, whose stacks are small.
 const SHARDS: usize = if cfg!(loom) { 1 } else { 4 };
-/// Bytes that freed blocks of one class in a shard may take up.
-const CACHED: usize = 128 << 10;
+/// Bytes that freed blocks of one class in a shard may take up, and how many there may be: each keeps a page in use.
+const CACHED: usize = 64 << 10;
+const CACHED_BLOCKS: usize = 64;
 /// Bytes that all freed blocks of a shard together may take up; they are in no count.
-const CACHED_IN_ALL: u64 = 256 << 10;
+const CACHED_IN_ALL: u64 = 128 << 10;
+/// Blocks freed in a shard before it is seen whether a class has some that nobody wants.
+const VISIT: u32 = if cfg!(miri) { 4 } else { 128 };
 /// Bytes that a shard counts for itself, up or down.
 const UNCOUNTED: i64 = 16 << 10;
 
 /// Freed blocks of one class.
 #[derive(Debug, Default)]
-struct Stack(Vec<NonNull<u8>>);
+struct Stack {
+    blocks: Vec<NonNull<u8>>,
+    /// The fewest there were since the last visit: so many were not wanted in that time.
+    fewest: usize,
+}
 
 // SAFETY: the blocks belong to whoever holds the stack; nobody else has their addresses.
 unsafe impl Send for Stack {}
@@ -52,13 +54,18 @@ struct Shard {
     uncounted: AtomicI64,
     /// Bytes in freed blocks that are kept. Any thread, by atomic add.
     cached: AtomicU64,
+    /// Blocks that were to be kept so far. Any thread, by atomic add.
+    frees: AtomicU32,
     free: [Mutex<Stack>; CLASSES],
 }
 
 impl Shard {
     /// A block of a class, if one is kept.
     fn take(&self, class: usize, size: usize) -> Option<NonNull<u8>> {
-        let block = self.free[class].lock().0.pop()?;
+        let mut stack = self.free[class].lock();
+        let block = stack.blocks.pop()?;
+        stack.fewest = stack.fewest.min(stack.blocks.len());
+        drop(stack);
         // Relaxed: statistic.
         self.cached.fetch_sub(size as u64, Ordering::Relaxed);
         Some(block)
@@ -71,13 +78,33 @@ impl Shard {
             return false;
         }
         let mut stack = self.free[class].lock();
-        let room = (stack.0.len() + 1) * size <= CACHED;
+        let room = stack.blocks.len() < CACHED_BLOCKS.min(CACHED / size);
         if room {
             // Relaxed: statistic.
             self.cached.fetch_add(size as u64, Ordering::Relaxed);
-            stack.0.push(block);
+            stack.blocks.push(block);
         }
         room
+    }
+
+    /// The class whose turn it is to be visited after one more block was freed.
+    #[inline]
+    fn due(&self) -> Option<usize> {
+        // Relaxed: only a rhythm.
+        let frees = self.frees.fetch_add(1, Ordering::Relaxed);
+        frees.is_multiple_of(VISIT).then_some((frees / VISIT) as usize % CLASSES)
+    }
+
+    /// Takes the blocks of a class out that nobody wanted since the last visit.
+    fn visit(&self, class: usize) -> Vec<NonNull<u8>> {
+        let mut stack = self.free[class].lock();
+        let unwanted = stack.fewest;
+        let blocks: Vec<_> = stack.blocks.drain(..unwanted).collect();
+        stack.fewest = stack.blocks.len();
+        drop(stack);
+        // Relaxed: statistic.
+        self.cached.fetch_sub((blocks.len() * SHAPES[class].size) as u64, Ordering::Relaxed);
+        blocks
     }
 }
 
@@ -93,13 +120,19 @@ pub struct Arena {
     last_id: CachePadded<AtomicU64>,
     /// The last is common to all threads: what one frees too much of another may lack.
     shards: [CachePadded<Shard>; SHARDS + 1],
+    spans: Spans,
 }
 
 impl Default for Arena {
     fn default() -> Arena {
         let shard = |_| {
             let free = std::array::from_fn(|_| Mutex::default());
-            CachePadded::new(Shard { uncounted: AtomicI64::new(0), cached: AtomicU64::new(0), free })
+            CachePadded::new(Shard {
+                uncounted: AtomicI64::new(0),
+                cached: AtomicU64::new(0),
+                frees: AtomicU32::new(0),
+                free,
+            })
         };
         let zero = || CachePadded::new(AtomicU64::new(0));
         Arena {
@@ -107,6 +140,7 @@ impl Default for Arena {
             retired: zero(),
             last_id: zero(),
             shards: std::array::from_fn(shard),
+            spans: Spans::default(),
         }
     }
 }
@@ -123,28 +157,6 @@ fn own_shard() -> usize {
     SHARD.try_with(|shard| *shard).unwrap_or(0)
 }
 
-/// The class of a size, if blocks of it are cached, and the size of its blocks.
-#[inline]
-fn class(size: usize) -> (Option<usize>, usize) {
-    if size <= FINE {
-        let index = size.saturating_sub(1) / 32;
-        return (Some(index), (index + 1) * 32);
-    }
-    if size > LONGEST {
-        return (None, size.next_multiple_of(ALIGN));
-    }
-    let last = size - 1;
-    let doubling = last.ilog2();
-    let shift = doubling - 3;
-    let eighth = last >> shift;
-    let index = FINE_CLASSES + 8 * (doubling - FINE.ilog2()) as usize + (eighth - 8);
-    (Some(index), (eighth + 1) << shift)
-}
-
-fn layout(size: usize) -> Layout {
-    Layout::from_size_align(size, ALIGN).expect("a block is smaller than the address space")
-}
-
 impl Arena {
     /// An uninitialised block of at least `size` bytes, 16-byte aligned.
     pub fn alloc(&self, size: usize) -> NonNull<u8> {
@@ -156,11 +168,7 @@ impl Arena {
         {
             return block;
         }
-        let layout = layout(size);
-        // SAFETY: `layout` never has size zero.
-        let block = unsafe { alloc(layout) };
-        let Some(block) = NonNull::new(block) else { handle_alloc_error(layout) };
-        block
+        self.spans.alloc(class, size)
     }
 
     /// Gives a block back.
@@ -172,13 +180,29 @@ impl Arena {
         let (class, size) = class(size);
         let shard = &self.shards[own_shard()];
         self.count(shard, -(size as i64));
-        if let Some(class) = class
-            && (shard.keep(class, size, block) || self.common().keep(class, size, block))
-        {
-            return;
+        if let Some(class) = class {
+            self.tidy(shard);
+            if shard.keep(class, size, block) {
+                return;
+            }
+            self.tidy(self.common());
+            if self.common().keep(class, size, block) {
+                return;
+            }
         }
-        // SAFETY: the caller promises that it was allocated with this layout and is free of users.
-        unsafe { dealloc(block.as_ptr(), layout(size)) };
+        // SAFETY: the caller promises that `alloc` returned it for a size of this class, and that it is free of users;
+        // what `alloc` returns came from `spans`, whether it was kept in between or not.
+        unsafe { self.spans.free(class, size, block) };
+    }
+
+    /// Gives blocks of a class back that nobody wants, once in a while.
+    #[inline]
+    fn tidy(&self, shard: &Shard) {
+        let Some(class) = shard.due() else { return };
+        for block in shard.visit(class) {
+            // SAFETY: a kept block came from `spans` for its class, and belongs to whoever took it out of its stack.
+            unsafe { self.spans.free(Some(class), SHAPES[class].size, block) };
+        }
     }
 
     fn common(&self) -> &Shard {
@@ -235,6 +259,12 @@ impl Arena {
         u64::try_from(self.allocated.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
+    /// Bytes of memory that blocks take up, and those that were freed and may be used again.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for statistics"))]
+    pub fn held(&self) -> u64 {
+        self.spans.held()
+    }
+
     /// Bytes in blocks that are not freed, rounding included.
     pub fn allocated(&self) -> u64 {
         // Relaxed: statistic.
@@ -243,41 +273,9 @@ impl Arena {
     }
 }
 
-impl Drop for Arena {
-    fn drop(&mut self) {
-        for size in 1..=LONGEST {
-            let (Some(index), rounded) = class(size) else { continue };
-            if rounded != size {
-                continue;
-            }
-            for shard in &mut self.shards {
-                for block in shard.free[index].get_mut().0.drain(..) {
-                    // SAFETY: cached blocks were allocated with the layout of their class, and have no users.
-                    unsafe { dealloc(block.as_ptr(), layout(size)) };
-                }
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn classes_are_dense_ascending_and_near_what_was_asked_for() {
-        let mut last = (0, 32);
-        for size in 1..=LONGEST {
-            let (index, rounded) = class(size);
-            let index = index.expect("short enough to be cached");
-            assert!(rounded >= size && rounded.is_multiple_of(ALIGN));
-            assert!(rounded - size < 32 || (rounded - size) * 8 < size);
-            assert!((index, rounded) == last || (index == last.0 + 1 && size == last.1 + 1), "at {size}");
-            last = (index, rounded);
-        }
-        assert_eq!(last.0, CLASSES - 1);
-        assert_eq!(class(LONGEST + 1), (None, LONGEST + 16));
-    }
 
     #[test]
     fn freed_blocks_are_used_again_and_the_cache_is_bounded() {
@@ -292,10 +290,37 @@ mod tests {
             unsafe { arena.free(block, 5000) };
         }
         let cached: usize =
-            arena.shards.iter().flat_map(|shard| &shard.free).map(|stack| stack.lock().0.len()).sum();
+            arena.shards.iter().flat_map(|shard| &shard.free).map(|stack| stack.lock().blocks.len()).sum();
         assert_eq!(cached, 2 * (CACHED / class(5000).1));
+        assert!(arena.held() < arena.allocated() + (1 << 20), "what is not kept goes back");
         // SAFETY: from `alloc` of that class, not used any more.
         unsafe { arena.free(first, 5100) };
+        assert_eq!(arena.allocated(), 0);
+    }
+
+    /// Each kept block keeps a page in use, if others of its span have been freed.
+    #[test]
+    fn kept_blocks_that_nobody_wants_go_back() {
+        let arena = Arena::default();
+        let unwanted: Vec<_> = (0..50).map(|_| arena.alloc(700)).collect();
+        for block in unwanted {
+            // SAFETY: from `alloc` of that size, not used any more.
+            unsafe { arena.free(block, 700) };
+        }
+        let kept = || {
+            arena
+                .shards
+                .iter()
+                .map(|shard| shard.free[class(700).0.unwrap()].lock().blocks.len())
+                .sum::<usize>()
+        };
+        assert_eq!(kept(), 50);
+        for _ in 0..2 * CLASSES * VISIT as usize {
+            let block = arena.alloc(5000);
+            // SAFETY: from `alloc` of that size, not used any more.
+            unsafe { arena.free(block, 5000) };
+        }
+        assert_eq!(kept(), 0);
         assert_eq!(arena.allocated(), 0);
     }
 }

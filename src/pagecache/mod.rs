@@ -21,12 +21,16 @@
 
 pub mod arena;
 mod checkpoint;
+mod classes;
 pub mod directory;
 mod eviction;
 pub mod frame;
 pub mod mapping_table;
+mod memory;
 #[cfg(all(test, loom))]
 mod models;
+mod regions;
+mod spans;
 pub mod status;
 
 pub use crate::log::format::LARGEST;
@@ -125,7 +129,7 @@ pub fn count(counter: &AtomicU64) {
 }
 
 /// Frames that a thread retires before it hands them over to be freed. Left to itself the epoch would free hundreds at
-/// once, more than the arena keeps, in one thread, and the others would have to ask the general allocator.
+/// once, more than a shard of the arena keeps, in one thread, and the others would have to ask what they share.
 const RETIRED_TOGETHER: u32 = 4;
 
 thread_local! {

@@ -1,0 +1,430 @@
+//! Regions of memory, and which of their pages are free.
+//!
+//! # How it works
+//!
+//! A region is [`REGION`] bytes. Runs of pages are taken from the first region, in the order of their numbers, that has
+//! one long enough, and there from the lowest address: so the last regions and the high addresses become free.
+//! A free page is *clean* if it takes up no memory, and *dirty* otherwise. When dirty pages are more than what may be
+//! spare, those that are used last are given back.
+//!
+//! # Invariants
+//!
+//! - R1: a page is in at most one run that was taken and not released, or free.
+//! - R2: a clean page is free, and has not been touched since it was mapped or given back.
+//! - R3: `dirty` and `taken` are the sums of what the regions say, and a leaf of `longest` is the longest free run of its
+//!   region.
+
+#![allow(unsafe_code)]
+
+use super::classes::PAGE;
+use super::memory::{LAZY, Memory, REGION};
+use std::ops::Range;
+
+/// Pages of a region.
+pub const PAGES: usize = REGION / PAGE;
+const WORDS: usize = PAGES / 64;
+/// Regions that get no huge pages: a small cache must not take up more than it uses.
+const SMALL: usize = (64 << 20) / REGION;
+/// Dirty pages that may be spare, and one more for so many taken ones.
+pub const SPARE: usize = (512 << 10) / PAGE;
+const SPARE_SHARE: usize = 32;
+
+/// A set of pages.
+#[derive(Clone, Debug)]
+struct Set([u64; WORDS]);
+
+impl Set {
+    /// The bits of word `at` that are in a range of pages.
+    fn mask(range: &Range<usize>, at: usize) -> u64 {
+        let from = range.start.saturating_sub(at * 64).min(64);
+        let to = range.end.saturating_sub(at * 64).min(64);
+        if from >= to { 0 } else { (u64::MAX >> (64 - (to - from))) << from }
+    }
+
+    fn words(range: &Range<usize>) -> Range<usize> {
+        range.start / 64..range.end.div_ceil(64)
+    }
+
+    fn insert(&mut self, range: &Range<usize>) {
+        for at in Set::words(range) {
+            self.0[at] |= Set::mask(range, at);
+        }
+    }
+
+    fn remove(&mut self, range: &Range<usize>) {
+        for at in Set::words(range) {
+            self.0[at] &= !Set::mask(range, at);
+        }
+    }
+
+    /// How many pages of the range are in the set.
+    fn count(&self, range: &Range<usize>) -> usize {
+        Set::words(range).map(|at| (self.0[at] & Set::mask(range, at)).count_ones() as usize).sum()
+    }
+
+    /// The first page from `page` on that is (not) in the set, or the number of pages.
+    fn next(&self, page: usize, present: bool) -> usize {
+        let mut at = page / 64;
+        let mut skip = u64::MAX << (page % 64);
+        while at < WORDS {
+            let word = (if present { self.0[at] } else { !self.0[at] }) & skip;
+            if word != 0 {
+                return at * 64 + word.trailing_zeros() as usize;
+            }
+            (at, skip) = (at + 1, u64::MAX);
+        }
+        PAGES
+    }
+
+    /// The runs of pages, in order.
+    fn runs(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        let mut page = 0;
+        std::iter::from_fn(move || {
+            let start = self.next(page, true);
+            page = if start < PAGES { self.next(start, false) } else { PAGES };
+            (start < PAGES).then_some(start..page)
+        })
+    }
+}
+
+/// A region and its pages.
+#[derive(Debug)]
+struct Region {
+    memory: Memory,
+    /// Pages that are in no run that was taken.
+    free: Set,
+    /// Pages that are not clean, whether they are free or not.
+    touched: Set,
+    /// How many are in `free`.
+    free_count: usize,
+}
+
+impl Region {
+    fn longest(&self) -> usize {
+        self.free.runs().map(|run| run.len()).max().unwrap_or(0)
+    }
+
+    /// Free pages that take up memory.
+    fn dirty(&self) -> Set {
+        Set(std::array::from_fn(|at| self.free.0[at] & self.touched.0[at]))
+    }
+
+    /// Gives runs of dirty pages back, the last ones first, until they are so many or none is left; how many they were.
+    fn give_back(&mut self, pages: usize) -> usize {
+        let (mut done, runs) = (0, self.dirty().runs().collect::<Vec<_>>());
+        for run in runs.into_iter().rev() {
+            if done >= pages {
+                break;
+            }
+            // SAFETY: R2: pages of the run are free: whoever released them does not use them any more.
+            let part = unsafe { self.memory.give_back(run.start * PAGE..run.end * PAGE) };
+            // R2: a page of which a part is left is not clean.
+            let clean = part.start.div_ceil(PAGE)..part.end / PAGE;
+            self.touched.remove(&clean);
+            done += clean.len();
+        }
+        done
+    }
+}
+
+/// The regions of one arena.
+#[derive(Debug, Default)]
+pub struct Regions {
+    /// By number; a number without a region is given to the next.
+    regions: Vec<Option<Box<Region>>>,
+    /// Start and number of each, by address.
+    by_address: Vec<(usize, usize)>,
+    /// A complete binary tree, from index 1: over leaves in the order of numbers, the longest free run below.
+    longest: Vec<u16>,
+    /// Dirty pages.
+    dirty: usize,
+    /// Of them, those that could not be given back when that was tried last, at most.
+    stuck: usize,
+    /// Pages that are not free.
+    taken: usize,
+    /// Dirty pages that went back so far.
+    given_back: u64,
+}
+
+/// A page of a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Number of the region.
+    pub region: usize,
+    /// Number of the page in it.
+    pub page: usize,
+}
+
+impl Regions {
+    /// Takes a run of `pages`; `None`: there is no memory.
+    pub fn take(&mut self, pages: usize) -> Option<Place> {
+        assert!((1..=PAGES).contains(&pages), "a run is in one region");
+        let number = match self.first_with(pages) {
+            Some(number) => number,
+            None => self.map()?,
+        };
+        let region = self.regions[number].as_mut().expect("it has free pages");
+        let start = region.free.runs().find(|run| run.len() >= pages).expect("R3").start;
+        let run = start..start + pages;
+        region.free.remove(&run);
+        region.free_count -= pages;
+        self.dirty -= region.touched.count(&run);
+        self.stuck = self.stuck.min(self.dirty);
+        region.touched.insert(&run);
+        self.taken += pages;
+        let longest = region.longest();
+        self.set_longest(number, longest);
+        Some(Place { region: number, page: start })
+    }
+
+    /// Frees a run.
+    ///
+    /// # Safety
+    /// - [`Self::take`] returned `place` for so many `pages`, which were not released since
+    /// - nobody uses the memory of the run any more
+    pub unsafe fn release(&mut self, place: Place, pages: usize) {
+        let run = place.page..place.page + pages;
+        let region = self.regions[place.region].as_mut().expect("a run is in a region");
+        assert_eq!(region.free.count(&run), 0, "R1");
+        region.free.insert(&run);
+        region.free_count += pages;
+        self.taken -= pages;
+        self.dirty += pages;
+        let (longest, empty) = (region.longest(), region.free_count == PAGES);
+        self.set_longest(place.region, longest);
+        if empty && self.dirty > self.spare() {
+            self.unmap(place.region);
+        }
+        if self.dirty > self.stuck + self.spare() {
+            self.give_back(self.spare() / 2);
+        }
+    }
+
+    /// The memory of a place.
+    pub fn memory(&self, place: Place, offset: usize) -> std::ptr::NonNull<u8> {
+        let region = self.regions[place.region].as_ref().expect("a place is in a region");
+        region.memory.at(place.page * PAGE + offset)
+    }
+
+    /// The page that an address is in, and how far in it.
+    pub fn find(&self, address: usize) -> Option<(Place, usize)> {
+        let after = self.by_address.partition_point(|(start, _)| *start <= address);
+        let (start, region) = *self.by_address[..after].last()?;
+        let offset = address - start;
+        (offset < REGION).then_some((Place { region, page: offset / PAGE }, offset % PAGE))
+    }
+
+    /// Bytes of pages that are taken or dirty.
+    pub fn held(&self) -> usize {
+        (self.taken + self.dirty) * PAGE
+    }
+
+    /// Dirty pages that went back to the system so far.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for statistics"))]
+    pub fn given_back(&self) -> u64 {
+        self.given_back
+    }
+
+    /// How many numbers of regions are in use or were.
+    pub fn numbers(&self) -> usize {
+        self.regions.len()
+    }
+
+    fn spare(&self) -> usize {
+        SPARE + self.taken / SPARE_SHARE
+    }
+
+    /// Maps a new region and returns its number.
+    fn map(&mut self) -> Option<usize> {
+        let memory = Memory::new(REGION)?;
+        let number = self.regions.iter().position(Option::is_none).unwrap_or(self.regions.len());
+        if number < SMALL {
+            memory.keep_small();
+        }
+        let at = self.by_address.partition_point(|(start, _)| *start < memory.address());
+        self.by_address.insert(at, (memory.address(), number));
+        if number == self.regions.len() {
+            self.regions.push(None);
+        }
+        let touched = Set([if LAZY { 0 } else { u64::MAX }; WORDS]);
+        self.dirty += touched.count(&(0..PAGES));
+        let region = Region { memory, free: Set([u64::MAX; WORDS]), touched, free_count: PAGES };
+        self.regions[number] = Some(Box::new(region));
+        self.grow_tree();
+        self.set_longest(number, PAGES);
+        Some(number)
+    }
+
+    /// Unmaps a region whose pages are all free.
+    fn unmap(&mut self, number: usize) {
+        let region = self.regions[number].take().expect("a region that is there");
+        assert_eq!(region.free_count, PAGES, "in use");
+        let dirty = region.touched.count(&(0..PAGES));
+        self.dirty -= dirty;
+        self.given_back += dirty as u64;
+        self.stuck = self.stuck.min(self.dirty);
+        let start = region.memory.address();
+        let at = self.by_address.binary_search(&(start, number)).expect("each region is there");
+        self.by_address.remove(at);
+        self.set_longest(number, 0);
+    }
+
+    /// Gives dirty pages back, the last ones first, until there are at most so many.
+    fn give_back(&mut self, goal: usize) {
+        for number in (0..self.regions.len()).rev() {
+            let Some(region) = &mut self.regions[number] else { continue };
+            if region.free_count == PAGES {
+                self.unmap(number);
+            } else {
+                let done = region.give_back(self.dirty.saturating_sub(goal));
+                self.dirty -= done;
+                self.given_back += done as u64;
+            }
+            if self.dirty <= goal {
+                self.stuck = 0;
+                return;
+            }
+        }
+        self.stuck = self.dirty;
+    }
+
+    fn leaves(&self) -> usize {
+        self.longest.len() / 2
+    }
+
+    /// Makes the tree large enough for all numbers.
+    fn grow_tree(&mut self) {
+        if self.regions.len() <= self.leaves() {
+            return;
+        }
+        let leaves = self.regions.len().next_power_of_two();
+        self.longest = vec![0; 2 * leaves];
+        for number in 0..self.regions.len() {
+            let longest = self.regions[number].as_ref().map_or(0, |region| region.longest());
+            self.set_longest(number, longest);
+        }
+    }
+
+    fn set_longest(&mut self, number: usize, longest: usize) {
+        let mut at = self.leaves() + number;
+        self.longest[at] = longest as u16;
+        while at > 1 {
+            at /= 2;
+            let both = self.longest[2 * at].max(self.longest[2 * at + 1]);
+            if self.longest[at] == both {
+                return;
+            }
+            self.longest[at] = both;
+        }
+    }
+
+    /// The first region with a free run of so many pages.
+    fn first_with(&self, pages: usize) -> Option<usize> {
+        let enough = |at: usize| usize::from(self.longest[at]) >= pages;
+        if self.longest.is_empty() || !enough(1) {
+            return None;
+        }
+        let mut at = 1;
+        while at < self.leaves() {
+            at = if enough(2 * at) { 2 * at } else { 2 * at + 1 };
+        }
+        Some(at - self.leaves())
+    }
+
+    /// Panics if an invariant does not hold.
+    #[cfg(test)]
+    pub fn check_invariants(&self) {
+        let there = || self.regions.iter().enumerate().filter_map(|(n, r)| Some((n, r.as_ref()?)));
+        let free = |region: &Region| region.free.count(&(0..PAGES));
+        assert_eq!(self.taken, there().map(|(_, region)| PAGES - free(region)).sum::<usize>());
+        assert_eq!(self.dirty, there().map(|(_, region)| region.dirty().count(&(0..PAGES))).sum::<usize>());
+        assert!(self.stuck <= self.dirty);
+        assert_eq!(self.by_address.len(), there().count());
+        assert!(self.by_address.is_sorted());
+        for (number, region) in there() {
+            assert_eq!(region.free_count, free(region));
+            assert_eq!(usize::from(self.longest[self.leaves() + number]), region.longest());
+            assert_eq!(self.find(region.memory.address()).map(|(place, _)| place.region), Some(number));
+            let clean = Set(std::array::from_fn(|at| !region.touched.0[at] & !region.free.0[at]));
+            assert_eq!(clean.count(&(0..PAGES)), 0, "R2");
+        }
+        for at in 1..self.leaves() {
+            assert_eq!(self.longest[at], self.longest[2 * at].max(self.longest[2 * at + 1]), "R3");
+        }
+    }
+
+    /// Whether all pages of a run are taken.
+    #[cfg(test)]
+    pub fn is_taken(&self, place: Place, pages: usize) -> bool {
+        let region = self.regions[place.region].as_ref().expect("a place is in a region");
+        region.free.count(&(place.page..place.page + pages)) == 0
+    }
+
+    /// Regions that are mapped.
+    #[cfg(test)]
+    pub fn mapped(&self) -> usize {
+        self.by_address.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_is_as_a_list_of_booleans() {
+        let mut seed = 5_u64;
+        let mut below = |n: usize| {
+            seed = seed.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(1);
+            (seed >> 33) as usize % n
+        };
+        let (mut set, mut model) = (Set([0; WORDS]), [false; PAGES]);
+        for step in 0..if cfg!(miri) { 30 } else { 1000 } {
+            let start = below(PAGES);
+            let range = start..start + below(PAGES - start + 1);
+            assert_eq!(set.count(&range), model[range.clone()].iter().filter(|in_it| **in_it).count());
+            if step % 2 == 0 {
+                set.insert(&range)
+            } else {
+                set.remove(&range)
+            }
+            model[range].fill(step % 2 == 0);
+            let mut at = 0;
+            for run in set.runs() {
+                assert!(run.start >= at && !run.is_empty(), "ascending, and no run touches the next");
+                assert!(model[at..run.start].iter().all(|in_it| !in_it), "step {step}");
+                assert!(model[run.clone()].iter().all(|in_it| *in_it), "step {step}");
+                at = run.end;
+            }
+            assert!(model[at..].iter().all(|in_it| !in_it), "step {step}");
+        }
+    }
+
+    #[test]
+    fn runs_are_taken_where_they_fit_first_and_empty_regions_are_unmapped() {
+        let mut regions = Regions::default();
+        let most = PAGES - 3;
+        let places: Vec<_> = (0..5).map(|_| regions.take(most).expect("memory")).collect();
+        assert_eq!(places.iter().map(|place| place.region).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+        assert_eq!(regions.take(4), Some(Place { region: 5, page: 0 }), "no gap of three is long enough");
+        assert_eq!(regions.take(3), Some(Place { region: 0, page: most }));
+        assert_eq!(regions.take(2), Some(Place { region: 1, page: most }));
+        assert_eq!(regions.take(2), Some(Place { region: 2, page: most }));
+        assert_eq!(regions.take(1), Some(Place { region: 1, page: most + 2 }));
+        regions.check_invariants();
+        for place in &places[3..] {
+            // SAFETY: taken above, and nobody uses it.
+            unsafe { regions.release(*place, most) };
+            regions.check_invariants();
+        }
+        assert!(regions.mapped() < 6);
+        assert_eq!(
+            regions.find(regions.memory(places[1], 5000).as_ptr().addr()),
+            Some((Place { region: 1, page: 1 }, 904))
+        );
+        assert_eq!(regions.find(1), None);
+        let again: Vec<_> = (0..2).map(|_| regions.take(most).expect("memory").region).collect();
+        assert_eq!(again, [3, 4], "numbers are used again");
+        regions.check_invariants();
+    }
+}
