@@ -23,15 +23,15 @@ fn change(db: &Db) -> Result<usize> {
     }
     let mut batch = Batch::default();
     for number in 250..350_u64 {
-        batch.insert(&number.to_be_bytes(), "batch");
-        batch.remove(&(number - 250).to_be_bytes());
+        batch.insert(number.to_be_bytes(), "batch");
+        batch.remove((number - 250).to_be_bytes());
     }
     tree.apply_batch(batch)?;
     (&**db, &tree)
         .transaction(|(db, tree)| {
             for number in 340..360_u64 {
-                db.insert(&number.to_be_bytes(), "both")?;
-                tree.remove(&(number - 20).to_be_bytes())?;
+                db.insert(number.to_be_bytes(), "both")?;
+                tree.remove((number - 20).to_be_bytes())?;
             }
             Ok::<(), sled::transaction::ConflictableTransactionError<()>>(())
         })
@@ -129,8 +129,8 @@ fn what_threads_change_is_counted_exactly() -> Result<()> {
                             0 => drop(db.remove(key).expect("healthy")),
                             1 => {
                                 let mut batch = Batch::default();
-                                batch.remove(&key);
-                                batch.insert(&(step % 700).to_be_bytes(), "batch");
+                                batch.remove(key);
+                                batch.insert((step % 700).to_be_bytes(), "batch");
                                 db.apply_batch(batch).expect("healthy");
                             }
                             _ => drop(db.insert(key, "value").expect("healthy")),
