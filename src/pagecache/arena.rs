@@ -33,6 +33,8 @@ const CACHED_BLOCKS: usize = 64;
 const CACHED_IN_ALL: u64 = 128 << 10;
 /// Blocks freed in a shard before it is seen whether a class has some that nobody wants.
 const VISIT: u32 = if cfg!(miri) { 4 } else { 128 };
+/// Sanitizers see when a block is used that was freed only if it comes from the general allocator.
+const DIRECT: bool = cfg!(any(fuzzing, crossbeam_sanitize));
 /// Bytes that a shard counts for itself, up or down.
 const UNCOUNTED: i64 = 16 << 10;
 
@@ -161,6 +163,7 @@ impl Arena {
     /// An uninitialised block of at least `size` bytes, 16-byte aligned.
     pub fn alloc(&self, size: usize) -> NonNull<u8> {
         let (class, size) = class(size);
+        let class = class.filter(|_| !DIRECT);
         let shard = &self.shards[own_shard()];
         self.count(shard, size as i64);
         if let Some(class) = class
@@ -178,6 +181,7 @@ impl Arena {
     /// - it is not used any more and was not freed before
     pub unsafe fn free(&self, block: NonNull<u8>, size: usize) {
         let (class, size) = class(size);
+        let class = class.filter(|_| !DIRECT);
         let shard = &self.shards[own_shard()];
         self.count(shard, -(size as i64));
         if let Some(class) = class {

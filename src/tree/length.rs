@@ -140,10 +140,12 @@ impl Forest {
     pub(super) fn take_lengths(&self, lsn: Lsn, body: &[u8]) {
         // Relaxed: recovery is alone.
         self.noted.store(lsn.plus((FRAME + body.len()) as u64).0, Ordering::Relaxed);
+        self.noted_bytes.store(body.len(), Ordering::Relaxed);
         for (id, len) in Lengths::of(body).iter().flat_map(Lengths::iter) {
             if let Some(tree) = self.catalog.get_id(id)
                 && len <= LARGEST
             {
+                // SeqCst: as in `Length::lose`.
                 let losses = tree.length.losses.load(Ordering::SeqCst);
                 tree.length.learn(len, losses, 0);
             }
@@ -158,12 +160,13 @@ impl Forest {
     pub fn note_lengths(&self) -> Result<()> {
         let trees = self.catalog.list();
         let known: Vec<_> = trees.iter().filter_map(|tree| Some((tree.id, tree.length.get()?))).collect();
+        let len = MARK.len() + ENTRY * known.len();
         // Relaxed: closing is alone.
-        let is_noted = self.log().redo_tail() > 0 && self.noted.load(Ordering::Relaxed) == self.log().end().0;
-        if known.is_empty() || is_noted {
+        let is_last = self.log().redo_tail() > 0 && self.noted.load(Ordering::Relaxed) == self.log().end().0;
+        if known.is_empty() || is_last && self.noted_bytes.load(Ordering::Relaxed) == len {
             return Ok(());
         }
-        let mut space = self.cache.reserve(FRAME + MARK.len() + ENTRY * known.len())?;
+        let mut space = self.cache.reserve(FRAME + len)?;
         frame_note(space.bytes());
         let (mark, entries) = space.bytes()[FRAME..].split_at_mut(MARK.len());
         mark.copy_from_slice(&MARK);

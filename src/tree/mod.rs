@@ -187,6 +187,8 @@ pub struct Forest {
     appended_then: AtomicU64,
     /// Where the last note of lengths ends in the log. Set by recovery.
     noted: AtomicU64,
+    /// Bytes of its body. Set by recovery.
+    noted_bytes: AtomicUsize,
     /// Wakes the maintenance thread; unset: there is none, and foreground calls do its work.
     wake: OnceLock<Wake>,
 }
@@ -217,6 +219,7 @@ impl Forest {
             image_budget: AtomicU64::new(0),
             appended_then: AtomicU64::new(0),
             noted: AtomicU64::new(0),
+            noted_bytes: AtomicUsize::new(0),
             wake: OnceLock::new(),
         };
         let captured: Lsn = forest.load_directory()?;
