@@ -16,8 +16,9 @@
 //! - V1: `Inline`: `len <= INLINE`.
 //! - V2: `Shared` and `Wide`: `start + len <= buffer.len()`, and neither changes while the
 //!   buffer stays the same.
-//! - V3: a buffer is at most `2 * len + SLACK` bytes: a part of something large is copied out, so
-//!   that keeping a short value never keeps a large one in memory.
+//! - V3: a buffer is at most `2 * len + SLACK` bytes, or [`MIXED`] if keys and values that were read together
+//!   share it: a part of something large is copied out, so that keeping a short value never keeps a large one in
+//!   memory.
 
 #![allow(unsafe_code)]
 
@@ -33,6 +34,9 @@ const INLINE: usize = 30;
 /// What a buffer may be longer than twice the part in use (V3).
 const SLACK: usize = 64;
 
+/// The longest buffer that any keys and values which were read together may share (V3).
+pub(crate) const MIXED: usize = 2048;
+
 /// The largest buffer that `Shared` describes; small in tests, so that `Wide` is met.
 const NARROW: usize = if cfg!(test) { 4096 } else { u32::MAX as usize };
 
@@ -41,6 +45,10 @@ const NARROW: usize = if cfg!(test) { 4096 } else { u32::MAX as usize };
 /// Cloning it is cheap, and so is taking a part with [`subslice`](IVec::subslice): up to 30 bytes are
 /// kept in place, longer runs are shared. It derefs to `[u8]`, and compares, orders and hashes as `[u8]`
 /// does. Writing through it never changes a clone.
+///
+/// Neighbours that come from one iterator may share a piece of memory of up to 2 KiB, which is freed with the last
+/// of them. Who picks out a few of very many to keep them for long may want `IVec::from(&found[..])`, which has no
+/// more memory than it needs.
 ///
 /// # Examples
 /// ```
@@ -74,6 +82,7 @@ struct Wide {
 
 const _: () = assert!(size_of::<IVec>() <= 32, "four words, so that a pair fits a cache line");
 const _: () = assert!(INLINE <= u8::MAX as usize);
+const _: () = assert!(MIXED <= NARROW);
 
 impl IVec {
     /// The bytes from `slice_offset` on, `len` of them. They are shared, or copied when they are
@@ -105,6 +114,103 @@ impl IVec {
         }
     }
 
+    /// Whether so many bytes are kept in place.
+    #[inline]
+    pub(crate) const fn is_short(len: usize) -> bool {
+        len <= INLINE
+    }
+
+    /// A part of a buffer that neighbours share. It is copied when it is short, or when the buffer is long and mostly
+    /// something else (V3).
+    ///
+    /// # Panics
+    /// When the range does not lie within the buffer.
+    #[inline(always)]
+    pub(crate) fn part(buffer: &Arc<[u8]>, range: Range<usize>) -> IVec {
+        if range.len() <= INLINE {
+            return IVec::inline_part(buffer, range);
+        }
+        match IVec::shared_part(buffer, &range) {
+            Some(part) => part,
+            None => IVec::long_part(buffer, range),
+        }
+    }
+
+    /// A part of a buffer that is longer than what neighbours share.
+    #[cold]
+    fn long_part(buffer: &Arc<[u8]>, range: Range<usize>) -> IVec {
+        if shareable(buffer, range.len()) {
+            IVec::ranged(Arc::clone(buffer), range.start, range.len())
+        } else {
+            IVec::from(&buffer[range])
+        }
+    }
+
+    /// As [`Self::part`] with something in front.
+    #[inline(always)]
+    pub(crate) fn prefixed(front: &IVec, buffer: &[u8], range: Range<usize>) -> IVec {
+        match IVec::prefixed_in_place(front, buffer, &range) {
+            Some(bytes) => bytes,
+            None => IVec::joined(front, &buffer[range]),
+        }
+    }
+
+    /// As [`Self::prefixed`], without a copy of bytes one by one; `None` if that is not possible.
+    #[inline(always)]
+    pub(crate) fn prefixed_in_place(front: &IVec, buffer: &[u8], range: &Range<usize>) -> Option<IVec> {
+        // All bytes at once, whatever they are behind the end; those in front are replaced as one number.
+        let Repr::Inline { len: front_len, data: front } = &front.0 else { return None };
+        let front_len = usize::from(*front_len);
+        let len = front_len + range.len();
+        if front_len > 15 || len > INLINE || range.end > buffer.len() {
+            return None;
+        }
+        let mut data = *buffer.get(range.start.checked_sub(front_len)?..)?.first_chunk::<INLINE>()?;
+        let number = |data: &[u8; INLINE]| u128::from_le_bytes(*data.first_chunk().expect("INLINE is more"));
+        let mask = (1_u128 << (8 * front_len)) - 1;
+        let merged = number(front) & mask | number(&data) & !mask;
+        data[..16].copy_from_slice(&merged.to_le_bytes());
+        // V1: checked above.
+        Some(IVec(Repr::Inline { len: len as u8, data }))
+    }
+
+    /// As [`Self::part`] when the part is long and the buffer is not; `None` otherwise.
+    #[inline(always)]
+    pub(crate) fn shared_part(buffer: &Arc<[u8]>, range: &Range<usize>) -> Option<IVec> {
+        if range.len() <= INLINE || buffer.len() > MIXED || range.end > buffer.len() {
+            return None;
+        }
+        // V2: checked above. Both are at most the length of the buffer, which is at most `NARROW`.
+        let (start, len) = (range.start as u32, range.len() as u32);
+        Some(IVec(Repr::Shared { buffer: Arc::clone(buffer), start, len }))
+    }
+
+    /// A short part in place.
+    #[inline(always)]
+    fn inline_part(buffer: &[u8], range: Range<usize>) -> IVec {
+        match buffer[range.start..].first_chunk::<INLINE>() {
+            // All bytes at once, whatever they are behind the end.
+            Some(data) if range.len() <= INLINE && range.end <= buffer.len() => {
+                // V1: checked above.
+                IVec(Repr::Inline { len: range.len() as u8, data: *data })
+            }
+            _ => IVec::inline(&buffer[range]),
+        }
+    }
+
+    /// Two runs of bytes, one behind the other.
+    pub(crate) fn joined(front: &[u8], back: &[u8]) -> IVec {
+        let len = front.len() + back.len();
+        if len > INLINE {
+            return IVec::from([front, back].concat());
+        }
+        let mut data = [0; INLINE];
+        data[..front.len()].copy_from_slice(front);
+        data[front.len()..len].copy_from_slice(back);
+        // V1: checked above.
+        IVec(Repr::Inline { len: len as u8, data })
+    }
+
     /// `bytes`, which are at most [`INLINE`], in place.
     #[inline]
     fn inline(bytes: &[u8]) -> IVec {
@@ -115,6 +221,7 @@ impl IVec {
     }
 
     /// A range of a buffer.
+    #[inline]
     fn ranged(buffer: Arc<[u8]>, start: usize, len: usize) -> IVec {
         assert!(start <= buffer.len() && len <= buffer.len() - start, "V2: the range lies in its buffer");
         if buffer.len() <= NARROW {
@@ -343,184 +450,4 @@ impl fmt::Debug for IVec {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::{BTreeMap, HashMap};
-    use std::panic::{RefUnwindSafe, UnwindSafe, catch_unwind};
-
-    /// `len` bytes that differ from their neighbours.
-    fn bytes(len: usize) -> Vec<u8> {
-        let period: Vec<u8> = (0..256).map(|i| (i * 7 + 1) as u8).collect();
-        let mut bytes = period.repeat(len / period.len() + 1);
-        bytes.truncate(len);
-        bytes
-    }
-
-    /// Bytes of memory behind an `IVec`.
-    fn pinned(v: &IVec) -> usize {
-        match &v.0 {
-            Repr::Inline { .. } => 0,
-            Repr::Shared { buffer, .. } => buffer.len(),
-            Repr::Wide(wide) => wide.buffer.len(),
-        }
-    }
-
-    /// Lengths around every limit.
-    const LENGTHS: [usize; 13] = [0, 1, 15, 16, 22, 29, 30, 31, 32, 100, NARROW - 1, NARROW, NARROW + 1];
-
-    #[test]
-    fn bytes_come_back_whatever_they_came_from() {
-        for len in LENGTHS {
-            let expected = bytes(len);
-            let made = [
-                IVec::from(expected.as_slice()),
-                IVec::from(expected.clone()),
-                IVec::from(expected.clone().into_boxed_slice()),
-                IVec::from(Arc::<[u8]>::from(expected.clone())),
-                IVec::from(&IVec::from(expected.as_slice())),
-                expected.iter().copied().collect(),
-                IVec::from(expected.as_slice()).clone(),
-            ];
-            for v in made {
-                assert_eq!(&*v, expected.as_slice());
-                assert_eq!(v.len(), len);
-                assert_eq!(pinned(&v), if len <= INLINE { 0 } else { len });
-                assert_eq!(matches!(v.0, Repr::Wide(_)), len > NARROW);
-            }
-        }
-        assert_eq!(IVec::default(), "");
-        assert_eq!(IVec::from("abc"), IVec::from(String::from("abc")));
-        assert_eq!(IVec::from(b"abc"), IVec::from(*b"abc"));
-        assert_eq!(IVec::from([9; 32]), [9; 32]);
-    }
-
-    #[test]
-    fn every_part_is_the_same_part_of_the_slice() {
-        for len in [0, 5, 30, 31, if cfg!(miri) { 34 } else { 100 }] {
-            let (expected, v) = (bytes(len), IVec::from(bytes(len)));
-            for at in 0..=len {
-                for n in 0..=len - at {
-                    assert_eq!(v.subslice(at, n), expected[at..at + n]);
-                }
-            }
-        }
-        let (expected, v) = (bytes(NARROW + 9), IVec::from(bytes(NARROW + 9)));
-        let part = v.subslice(8, NARROW);
-        assert_eq!(part, expected[8..8 + NARROW]);
-        assert_eq!(part.subslice(1, NARROW - 1), expected[9..8 + NARROW]);
-    }
-
-    #[test]
-    fn parts_outside_are_refused() {
-        for len in [10, 100] {
-            let v = IVec::from(bytes(len));
-            let outside = [(len + 1, 0), (0, len + 1), (len, 1), (1, len), (usize::MAX, 1), (1, usize::MAX)];
-            for (at, n) in outside {
-                assert!(catch_unwind(|| v.subslice(at, n)).is_err(), "{n} at {at} of {len}");
-            }
-        }
-    }
-
-    #[test]
-    fn large_parts_share_and_small_ones_let_go() {
-        for whole in [1000, 2 * NARROW] {
-            let v = IVec::from(bytes(whole));
-            let half = v.subslice(whole / 2, whole / 2);
-            assert_eq!(pinned(&half), whole, "half shares");
-            assert_eq!(half.as_ptr(), v[whole / 2..].as_ptr());
-            assert_eq!(pinned(&v.subslice(3, whole / 4)), whole / 4, "a quarter is copied");
-            assert_eq!(pinned(&v.subslice(3, INLINE)), 0, "a few bytes are in place");
-            for n in 0..whole / 2 {
-                assert!(pinned(&half.subslice(0, n)) <= 2 * n + SLACK, "V3");
-                if cfg!(miri) && n == 200 {
-                    break;
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn writing_never_changes_a_clone() {
-        for len in LENGTHS.into_iter().filter(|len| *len > 0) {
-            let mut v = IVec::from(bytes(len));
-            let (copy, last) = (v.clone(), len - 1);
-            v[last] ^= 255;
-            v.as_mut()[0] ^= 1;
-            assert_eq!(copy, bytes(len));
-            assert_ne!(v, copy);
-            let alone = v.as_ptr();
-            v[last] ^= 255;
-            v[0] ^= 1;
-            assert_eq!(v, copy);
-            assert_eq!(v.as_ptr(), alone, "nobody shares it any more: written in place");
-        }
-    }
-
-    #[test]
-    fn writing_to_a_part_copies_only_the_part() {
-        for whole in [100, 2 * NARROW] {
-            let v = IVec::from(bytes(whole));
-            let mut part = v.subslice(whole / 4, whole / 2);
-            part[0] = 99;
-            assert_eq!(pinned(&part), whole / 2);
-            assert_eq!(part[0], 99);
-            assert_eq!(part[1..], bytes(whole)[whole / 4 + 1..whole / 4 + whole / 2]);
-            assert_eq!(v, bytes(whole));
-            // A part that outlives the whole is written where it is, at its offset.
-            let mut part = v.subslice(10, whole - 10);
-            drop(v);
-            let before = part.as_ptr();
-            part[0] = 98;
-            assert_eq!((part[0], part[1], part.as_ptr()), (98, bytes(whole)[11], before));
-        }
-    }
-
-    #[test]
-    fn compares_and_hashes_as_a_slice() {
-        let mut sorted: Vec<IVec> = [&b""[..], b"\0", b"\0\0", b"\xff", b"\xff\0"].map(IVec::from).into();
-        assert!(sorted.is_sorted());
-        sorted.reverse();
-        assert!(!sorted.is_sorted());
-        for len in [3, 40] {
-            let v = IVec::from(bytes(len));
-            let hashed: HashMap<IVec, u8> = [(v.clone(), 1)].into();
-            assert_eq!(hashed.get(&bytes(len)[..]), Some(&1));
-            let ordered: BTreeMap<IVec, u8> = [(v.clone(), 1)].into();
-            assert_eq!(ordered.get(&bytes(len)[..]), Some(&1));
-            let borrowed: HashMap<&IVec, u8> = [(&v, 1)].into();
-            assert_eq!(borrowed.get(&bytes(len)[..]), Some(&1));
-        }
-        let x = IVec::from("x");
-        assert!(x == b"x" && x == "x" && x == vec![b'x'] && x == b"x"[..] && &x == b"x" && x == x.clone());
-        let (text, later) = (String::from("x"), IVec::from("z"));
-        assert!([&x] == [b"x"] && x == *"x".as_bytes() && x == text && x < later);
-    }
-
-    #[test]
-    fn prints_as_a_slice() {
-        for len in [0, 3, 40] {
-            let (v, slice) = (IVec::from(bytes(len)), bytes(len));
-            assert_eq!(format!("{v:?} {v:x?} {v:#?}"), format!("{slice:?} {slice:x?} {slice:#?}"));
-        }
-    }
-
-    #[test]
-    fn goes_anywhere() {
-        fn check<T: Send + Sync + Unpin + UnwindSafe + RefUnwindSafe + 'static>() {}
-        check::<IVec>();
-        let v = IVec::from(bytes(100));
-        let threads: Vec<_> = (0..3)
-            .map(|i| {
-                let mut mine = v.subslice(i, 90);
-                std::thread::spawn(move || {
-                    mine[0] = 0;
-                    mine.len()
-                })
-            })
-            .collect();
-        for thread in threads {
-            assert_eq!(thread.join().expect("does not panic"), 90);
-        }
-        assert_eq!(v, bytes(100));
-    }
-}
+mod tests;

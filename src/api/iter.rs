@@ -2,51 +2,79 @@
 //!
 //! # How it works
 //!
-//! Each end copies pairs out of one leaf at a time, few at first, more when the iteration goes on. Nothing is
-//! locked or pinned between two steps.
+//! Each end copies pairs out of one leaf at a time, few at first, more when the iteration goes on, and makes keys
+//! and values of the copy when they are asked for. Nothing is locked or pinned between two steps.
 
 use super::tree::Tree;
 use crate::base::metrics::{Op, measure};
 use crate::error::{Error, Result};
 use crate::ivec::IVec;
-use crate::tree::{Next, Pairs, Start};
+use crate::tree::{Copied, Ended, Wanted};
+use std::cmp::Ordering;
 use std::ops::Bound;
 
-/// Pairs copied by the first step of an end.
+/// Pairs copied by the first step of an end, at most.
 const FIRST_STEP: usize = 11;
+/// No step is for fewer pairs.
+const LEAST_STEP: usize = 4;
 /// Pairs copied by later steps, at most.
 const LONGEST_STEP: usize = 128;
 
 /// One end of an iteration.
 #[derive(Debug)]
 struct End {
-    /// Copied and not yielded.
-    pairs: Pairs,
-    next: Start,
-    limit: usize,
+    /// Copied, yielded or not.
+    copied: Copied,
+    /// Where the next step starts.
+    next: Bound<IVec>,
+    /// Number of pairs that were copied so far.
+    total: usize,
     /// What the last step ended with.
     failed: Option<Error>,
-    /// The last key that was yielded.
+    /// The last key that was yielded before `copied`.
     yielded: Option<IVec>,
     /// The bound was met: there is nothing more, whatever is inserted.
     met: bool,
 }
 
 impl End {
-    fn new(next: Start) -> End {
-        End { pairs: Pairs::new(), next, limit: FIRST_STEP, failed: None, yielded: None, met: false }
+    fn new(next: Bound<IVec>) -> End {
+        End { copied: Copied::default(), next, total: 0, failed: None, yielded: None, met: false }
     }
 
-    /// Takes note of how a step ended.
-    fn advance(&mut self, next: Next) {
-        self.limit = (self.limit * 2).min(LONGEST_STEP);
-        self.met = next == Next::Done;
-        if let Next::From(start) = next {
-            self.next = start;
-        } else if let Some((key, _)) = self.pairs.back() {
-            self.next = Start::Beyond(key.to_vec());
-        }
+    /// The last key that was yielded, in two parts.
+    fn last(&self) -> Option<[&[u8]; 2]> {
+        self.copied.taken_key().or_else(|| self.yielded.as_ref().map(|key| [&key[..], &[]]))
     }
+
+    /// Copies what comes next.
+    fn step(&mut self, tree: &Tree, bound: &Bound<IVec>, backwards: bool) -> Result<()> {
+        let _measured = measure(Op::Scan);
+        if let Some([front, back]) = self.copied.taken_key() {
+            self.yielded = Some(IVec::joined(front, back));
+        }
+        self.copied.clear();
+        // What the first step was to copy and the leaf did not have, then as much as there was so far.
+        let most = match FIRST_STEP.saturating_sub(self.total) {
+            0 => self.total.min(LONGEST_STEP),
+            missing => missing.max(LEAST_STEP),
+        };
+        let wanted = Wanted { bound, backwards, most };
+        let forest = tree.engine().forest();
+        let ended = forest.copy(tree.bw(), &mut self.next, wanted, &mut self.copied);
+        self.total += self.copied.len();
+        self.met = ended? == Ended::Done;
+        forest.keep_up_reading();
+        Ok(())
+    }
+}
+
+/// Whether the next of an end is not before, in its direction, what the other has yielded last.
+fn have_met(next: Option<[&[u8]; 2]>, last: [&[u8]; 2], backwards: bool) -> bool {
+    next.is_some_and(|next| {
+        let order = next.iter().copied().flatten().cmp(last.iter().copied().flatten());
+        order == Ordering::Equal || (order == Ordering::Greater) != backwards
+    })
 }
 
 /// An iterator over the pairs of a [`Tree`] in key order, from both ends.
@@ -56,8 +84,8 @@ impl End {
 /// missed. It blocks nobody and keeps the database open. After an error it ends.
 pub struct Iter {
     tree: Tree,
-    low: Bound<Vec<u8>>,
-    high: Bound<Vec<u8>>,
+    low: Bound<IVec>,
+    high: Bound<IVec>,
     front: End,
     back: End,
     /// An error was yielded, or the ends have met.
@@ -65,50 +93,65 @@ pub struct Iter {
 }
 
 impl Iter {
-    pub(super) fn new(tree: Tree, low: Bound<Vec<u8>>, high: Bound<Vec<u8>>) -> Iter {
+    pub(super) fn new(tree: Tree, low: Bound<IVec>, high: Bound<IVec>) -> Iter {
         let first = match &low {
-            Bound::Unbounded => Start::At(Vec::new()),
-            Bound::Included(key) => Start::At(key.clone()),
-            Bound::Excluded(key) => Start::Beyond(key.clone()),
+            // Upwards there is no key before this one.
+            Bound::Unbounded => Bound::Included(IVec::default()),
+            low => low.clone(),
         };
-        let last = match &high {
-            Bound::Unbounded => Start::End,
-            Bound::Included(key) => Start::At(key.clone()),
-            Bound::Excluded(key) => Start::Beyond(key.clone()),
-        };
+        let last = high.clone();
         Iter { tree, low, high, front: End::new(first), back: End::new(last), done: false }
     }
 
-    fn step(&mut self) -> Result<()> {
-        let _measured = measure(Op::Scan);
-        self.front.pairs.reserve(self.front.limit);
-        let engine = self.tree.engine();
-        let next = engine.forest().step(
-            self.tree.bw(),
-            &self.front.next,
-            &self.high,
-            self.front.limit,
-            &mut self.front.pairs,
-        )?;
-        engine.forest().keep_up_reading();
-        self.front.advance(next);
-        Ok(())
+    /// Takes something of the next pair of an end.
+    #[inline(always)]
+    fn pull<T>(&mut self, backwards: bool, take: impl FnOnce(&mut Copied) -> Option<T>) -> Option<Result<T>> {
+        let (end, other) = if backwards { (&self.back, &self.front) } else { (&self.front, &self.back) };
+        // Else there may be nothing, or the other end may be there already.
+        if !end.copied.is_at_record() || other.total > 0 {
+            match self.prepare(backwards) {
+                Ok(true) => {}
+                Ok(false) => return None,
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        take(if backwards { &mut self.back.copied } else { &mut self.front.copied }).map(Ok)
     }
 
-    fn step_back(&mut self) -> Result<()> {
-        let _measured = measure(Op::Scan);
-        self.back.pairs.reserve(self.back.limit);
-        let engine = self.tree.engine();
-        let next = engine.forest().step_back(
-            self.tree.bw(),
-            &self.back.next,
-            &self.low,
-            self.back.limit,
-            &mut self.back.pairs,
-        )?;
-        engine.forest().keep_up_reading();
-        self.back.advance(next);
-        Ok(())
+    #[cold]
+    fn next_slow(&mut self) -> Option<Result<(IVec, IVec)>> {
+        self.pull(false, |copied| copied.pair())
+    }
+
+    /// Copies more if there is nothing left to be taken; whether there is something then, which the other end has
+    /// not yielded.
+    fn prepare(&mut self, backwards: bool) -> Result<bool> {
+        if self.done {
+            return Ok(false);
+        }
+        let (end, other, bound) = if backwards {
+            (&mut self.back, &self.front, &self.low)
+        } else {
+            (&mut self.front, &self.back, &self.high)
+        };
+        if end.copied.is_empty() {
+            if end.failed.is_none() && !end.met {
+                end.failed = end.step(&self.tree, bound, backwards).err();
+            }
+            // What was read before an error comes before it.
+            if end.copied.is_empty() {
+                let Some(error) = end.failed.take() else { return Ok(false) };
+                self.done = true;
+                return Err(error);
+            }
+        }
+        let met = other.last().is_some_and(|last| have_met(end.copied.next_key(), last, backwards));
+        if met {
+            self.done = true;
+            self.front.copied.clear();
+            self.back.copied.clear();
+        }
+        Ok(!met)
     }
 
     /// Keys only, in the same order.
@@ -125,7 +168,7 @@ impl Iter {
     /// # }
     /// ```
     pub fn keys(self) -> impl DoubleEndedIterator<Item = Result<IVec>> + Send + Sync {
-        self.map(|pair| pair.map(|(key, _)| key))
+        Keys(self)
     }
 
     /// Values only, in the order of their keys.
@@ -142,35 +185,32 @@ impl Iter {
     /// # }
     /// ```
     pub fn values(self) -> impl DoubleEndedIterator<Item = Result<IVec>> + Send + Sync {
-        self.map(|pair| pair.map(|(_, value)| value))
+        Values(self)
     }
 }
 
 impl Iterator for Iter {
     type Item = Result<(IVec, IVec)>;
 
+    #[inline(never)]
     fn next(&mut self) -> Option<Self::Item> {
-        if self.done {
-            return None;
-        }
-        if self.front.pairs.is_empty() && self.front.failed.is_none() && !self.front.met {
-            self.front.failed = self.step().err();
-        }
-        // What was read before an error comes before it.
-        if self.front.pairs.is_empty()
-            && let Some(error) = self.front.failed.take()
+        if self.back.total == 0
+            && let Some(pair) = self.front.copied.common_pair()
         {
-            self.done = true;
-            return Some(Err(error));
+            return Some(Ok(pair));
         }
-        let (key, value) = self.front.pairs.pop_front()?;
-        if self.back.yielded.as_ref().is_some_and(|last| key >= *last) {
-            // The ends have met.
-            self.done = true;
-            return None;
+        self.next_slow()
+    }
+
+    fn nth(&mut self, n: usize) -> Option<Self::Item> {
+        for _ in 0..n {
+            let _skipped = self.pull(false, |copied| copied.skip())?;
         }
-        self.front.yielded = Some(key.clone());
-        Some(Ok((key, value)))
+        self.next()
+    }
+
+    fn count(mut self) -> usize {
+        std::iter::from_fn(|| self.pull(false, |copied| copied.skip())).count()
     }
 
     fn last(mut self) -> Option<Self::Item> {
@@ -179,26 +219,54 @@ impl Iterator for Iter {
 }
 
 impl DoubleEndedIterator for Iter {
+    #[inline]
     fn next_back(&mut self) -> Option<Self::Item> {
-        if self.done {
-            return None;
-        }
-        if self.back.pairs.is_empty() && self.back.failed.is_none() && !self.back.met {
-            self.back.failed = self.step_back().err();
-        }
-        // What was read before an error comes before it.
-        if self.back.pairs.is_empty()
-            && let Some(error) = self.back.failed.take()
-        {
-            self.done = true;
-            return Some(Err(error));
-        }
-        let (key, value) = self.back.pairs.pop_front()?;
-        if self.front.yielded.as_ref().is_some_and(|last| key <= *last) {
-            self.done = true;
-            return None;
-        }
-        self.back.yielded = Some(key.clone());
-        Some(Ok((key, value)))
+        self.pull(true, |copied| copied.pair())
+    }
+}
+
+/// What [`Iter::keys`] returns.
+struct Keys(Iter);
+
+impl Iterator for Keys {
+    type Item = Result<IVec>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.pull(false, |copied| copied.key())
+    }
+
+    fn count(self) -> usize {
+        self.0.count()
+    }
+}
+
+impl DoubleEndedIterator for Keys {
+    #[inline]
+    fn next_back(&mut self) -> Option<Self::Item> {
+        self.0.pull(true, |copied| copied.key())
+    }
+}
+
+/// What [`Iter::values`] returns.
+struct Values(Iter);
+
+impl Iterator for Values {
+    type Item = Result<IVec>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.pull(false, |copied| copied.value())
+    }
+
+    fn count(self) -> usize {
+        self.0.count()
+    }
+}
+
+impl DoubleEndedIterator for Values {
+    #[inline]
+    fn next_back(&mut self) -> Option<Self::Item> {
+        self.0.pull(true, |copied| copied.value())
     }
 }

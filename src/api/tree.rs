@@ -7,7 +7,7 @@ use super::subscriber::Subscriber;
 use crate::base::metrics::{Op, measure};
 use crate::error::{CompareAndSwapError, CompareAndSwapResult, Error, Result};
 use crate::ivec::IVec;
-use crate::tree::{BwTree, Change, Pairs, Start, Written};
+use crate::tree::{BwTree, Change, Copied, Wanted, Written};
 use crossbeam_utils::CachePadded;
 use std::fmt;
 use std::ops::{Bound, RangeBounds};
@@ -72,12 +72,8 @@ impl IntoIterator for &Tree {
 }
 
 /// A copy of a bound.
-pub(super) fn owned<K: AsRef<[u8]>>(bound: Bound<&K>) -> Bound<Vec<u8>> {
-    match bound {
-        Bound::Unbounded => Bound::Unbounded,
-        Bound::Included(key) => Bound::Included(key.as_ref().to_vec()),
-        Bound::Excluded(key) => Bound::Excluded(key.as_ref().to_vec()),
-    }
+pub(super) fn owned<K: AsRef<[u8]>, O: for<'a> From<&'a [u8]>>(bound: Bound<&K>) -> Bound<O> {
+    bound.map(|key| O::from(key.as_ref()))
 }
 
 /// The least key above all that start with `prefix`.
@@ -498,7 +494,7 @@ impl Tree {
     where
         K: AsRef<[u8]>,
     {
-        self.one_back(&Start::Beyond(key.as_ref().to_vec()))
+        self.one(Bound::Excluded(IVec::from(key.as_ref())), true)
     }
 
     /// Returns the pair with the least key above `key`.
@@ -521,23 +517,16 @@ impl Tree {
     where
         K: AsRef<[u8]>,
     {
-        self.one(&Start::Beyond(key.as_ref().to_vec()))
+        self.one(Bound::Excluded(IVec::from(key.as_ref())), false)
     }
 
-    fn one(&self, start: &Start) -> Result<Option<(IVec, IVec)>> {
+    fn one(&self, mut start: Bound<IVec>, backwards: bool) -> Result<Option<(IVec, IVec)>> {
         let _measured = measure(Op::Scan);
-        let mut pairs = Pairs::new();
-        self.shared.core.forest.step(&self.shared.bw, start, &Bound::Unbounded, 1, &mut pairs)?;
+        let mut copied = Copied::default();
+        let wanted = Wanted { bound: &Bound::Unbounded, backwards, most: 1 };
+        self.shared.core.forest.copy(&self.shared.bw, &mut start, wanted, &mut copied)?;
         self.shared.core.forest.keep_up_reading();
-        Ok(pairs.pop_front())
-    }
-
-    fn one_back(&self, start: &Start) -> Result<Option<(IVec, IVec)>> {
-        let _measured = measure(Op::Scan);
-        let mut pairs = Pairs::new();
-        self.shared.core.forest.step_back(&self.shared.bw, start, &Bound::Unbounded, 1, &mut pairs)?;
-        self.shared.core.forest.keep_up_reading();
-        Ok(pairs.pop_front())
+        Ok(copied.pair())
     }
 
     /// Returns an iterator over all pairs.
@@ -605,8 +594,8 @@ impl Tree {
         let start = prefix.as_ref().to_vec();
         // Before there is what is returned, which would be leaked if this panicked after that.
         drop(prefix);
-        let end = end_of_prefix(&start);
-        Iter::new(self.clone(), Bound::Included(start), end)
+        let end = end_of_prefix(&start).map(IVec::from);
+        Iter::new(self.clone(), Bound::Included(IVec::from(start)), end)
     }
 
     /// Returns the pair with the least key.
@@ -626,7 +615,7 @@ impl Tree {
     /// # }
     /// ```
     pub fn first(&self) -> Result<Option<(IVec, IVec)>> {
-        self.one(&Start::At(Vec::new()))
+        self.one(Bound::Included(IVec::default()), false)
     }
 
     /// Returns the pair with the greatest key.
@@ -646,7 +635,7 @@ impl Tree {
     /// # }
     /// ```
     pub fn last(&self) -> Result<Option<(IVec, IVec)>> {
-        self.one_back(&Start::End)
+        self.one(Bound::Unbounded, true)
     }
 
     /// Takes out the pair with the greatest key, and returns it. No two callers get the same one.

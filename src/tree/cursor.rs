@@ -1,20 +1,27 @@
 //! Ordered reads: copies entries out of one leaf at a time, in either direction, and counts them.
 //!
+//! # How it works
+//!
+//! A step finds where its bounds are in a leaf by searching, so that it compares no key on the way, and copies what is
+//! between two deltas at once (`runs.rs`, `copied.rs`).
+//!
 //! # Concurrency
 //!
 //! Nothing is held between two calls: a step starts anew from a key, so splits, merges and evictions in between do
 //! not matter, and a key that stays is seen exactly once.
 
 use super::consolidate::Fold;
-use super::delta::{Merged, SortedDeltas};
+use super::copied::{Copied, Parts};
+use super::delta::{SortedDeltas, value_of};
 use super::descent::At;
 use super::leaf::{Leaf, Value, fingerprint};
+use super::runs::Runs;
 use super::{BwTree, Forest};
 use crate::error::Result;
 use crate::ivec::IVec;
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 
-/// Where a step starts.
+/// Where a step of [`Forest::step`] starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
     /// With this key, if it is there.
@@ -25,12 +32,23 @@ pub enum Start {
     End,
 }
 
+/// How a step ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// There may be more.
+    More,
+    /// A key past the bound was met, or there can be none within it.
+    Done,
+    /// The end of the tree was reached; keys may be inserted there.
+    End,
+}
+
 /// Where the next step starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
     /// There.
     From(Start),
-    /// A key past the bound was met, or there can be none within it.
+    /// There is nothing more within the bound.
     Done,
     /// The end of the tree was reached; keys may be inserted there.
     End,
@@ -39,27 +57,78 @@ pub enum Next {
 /// Pairs that were copied out.
 pub type Pairs = std::collections::VecDeque<(IVec, IVec)>;
 
+/// What a step is to copy.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// How far it goes, at most.
+    pub bound: &'a Bound<IVec>,
+    /// Downwards.
+    pub backwards: bool,
+    /// Number of pairs, at least 1.
+    pub most: usize,
+}
+
 /// The smallest key above `key`.
 pub(super) fn successor(key: &[u8]) -> Vec<u8> {
     [key, &[0]].concat()
 }
 
 /// Whether a key lies past an upper bound.
-pub(super) fn above(key: &[u8], end: &Bound<Vec<u8>>) -> bool {
+pub(super) fn above(key: &[u8], end: &Bound<impl AsRef<[u8]>>) -> bool {
     match end {
         Bound::Unbounded => false,
-        Bound::Included(end) => key > &end[..],
-        Bound::Excluded(end) => key >= &end[..],
+        Bound::Included(end) => key > end.as_ref(),
+        Bound::Excluded(end) => key >= end.as_ref(),
     }
 }
 
 /// Whether a key lies before a lower bound.
-pub(super) fn below(key: &[u8], start: &Bound<Vec<u8>>) -> bool {
+pub(super) fn below(key: &[u8], start: &Bound<impl AsRef<[u8]>>) -> bool {
     match start {
         Bound::Unbounded => false,
-        Bound::Included(start) => key < &start[..],
-        Bound::Excluded(start) => key <= &start[..],
+        Bound::Included(start) => key < start.as_ref(),
+        Bound::Excluded(start) => key <= start.as_ref(),
     }
+}
+
+fn slice(bound: &Bound<IVec>) -> Bound<&[u8]> {
+    bound.as_ref().map(AsRef::as_ref)
+}
+
+/// What is beyond a key.
+fn behind([front, back]: Parts<'_>) -> Bound<IVec> {
+    Bound::Excluded(IVec::joined(front, back))
+}
+
+/// Whether there may be keys above `key` that are not past an upper bound.
+fn reaches_above(key: &[u8], end: &Bound<IVec>) -> bool {
+    match end {
+        Bound::Unbounded => true,
+        Bound::Included(end) => key < &end[..],
+        // The next key is the longer one by a zero.
+        Bound::Excluded(end) => key < &end[..] && end.strip_prefix(key) != Some(&[0]),
+    }
+}
+
+/// Whether there may be keys below `key` that are not before a lower bound.
+fn reaches_below(key: &[u8], start: &Bound<IVec>) -> bool {
+    match start {
+        Bound::Unbounded => true,
+        Bound::Included(start) => key > &start[..],
+        Bound::Excluded(start) => key > &start[..] && key.strip_prefix(&start[..]) != Some(&[0]),
+    }
+}
+
+/// The records of a run before the first, in a direction, with a big value, and that one.
+fn before_big(leaf: Leaf<'_>, run: Range<usize>, backwards: bool) -> (Range<usize>, Option<usize>) {
+    let is_big = |i: &usize| leaf.is_reference(*i);
+    let big = if backwards { run.clone().rev().find(is_big) } else { run.clone().find(is_big) };
+    let before = match big {
+        None => run,
+        Some(i) if backwards => i + 1..run.end,
+        Some(i) => run.start..i,
+    };
+    (before, big)
 }
 
 impl Forest {
@@ -80,113 +149,151 @@ impl Forest {
         }
     }
 
-    /// Copies up to `limit` pairs upwards from `from` to `end` into `out`; stops at the end of a leaf.
+    /// Copies pairs from `start` on into `out`, which has none; stops at the end of a leaf. `start` becomes where the next
+    /// step starts; unbounded is the end of the tree.
     ///
     /// # Errors
-    /// What reading failed with; `CollectionNotFound`.
+    /// What reading failed with; `CollectionNotFound`. What was copied before that is there.
+    pub fn copy(
+        &self,
+        tree: &BwTree,
+        start: &mut Bound<IVec>,
+        wanted: Wanted<'_>,
+        out: &mut Copied,
+    ) -> Result<Ended> {
+        let Wanted { bound, backwards, most } = wanted;
+        loop {
+            let nothing = match (slice(start), backwards) {
+                (Bound::Unbounded, false) => true,
+                (Bound::Unbounded, true) => false,
+                (Bound::Excluded(key), true) => key.is_empty() || !reaches_below(key, bound),
+                (Bound::Included(key), true) => below(key, bound),
+                (Bound::Excluded(key), false) => !reaches_above(key, bound),
+                (Bound::Included(key), false) => above(key, bound),
+            };
+            if nothing {
+                return Ok(Ended::Done);
+            }
+            let guard = crossbeam_epoch::pin();
+            tree.check()?;
+            let at = self.whole_leaf(tree, &guard, |guard| match (slice(start), backwards) {
+                // Upwards, the leaf of a key may have nothing beyond it; then the next one is looked at.
+                (Bound::Included(key), _) | (Bound::Excluded(key), false) => self.leaf(tree, key, guard),
+                (Bound::Excluded(key), true) => self.leaf_before(tree, Some(key), guard),
+                (Bound::Unbounded, _) => self.leaf_before(tree, None, guard),
+            })?;
+            if let (Bound::Excluded(key), true) = (slice(start), backwards)
+                && !at.starts_before(Some(key))
+            {
+                return Err(self.misplaced(tree, at));
+            }
+            let is_cut = self.copy_leaf(tree, at, slice(start), wanted, out)?;
+            if out.len() >= most || out.ends_early() {
+                *start = behind(out.last_key().expect("something was copied"));
+                return Ok(Ended::More);
+            }
+            if is_cut {
+                return Ok(Ended::Done);
+            }
+            let leaf = at.leaf();
+            let fence = if backwards { Some(leaf.low()).filter(|low| !low.is_empty()) } else { leaf.high() };
+            let Some(fence) = fence else {
+                if let Some(last) = out.last_key() {
+                    *start = behind(last);
+                }
+                return Ok(Ended::End);
+            };
+            // Behind the fence there can be nothing within the bound.
+            if if backwards { !reaches_below(fence, bound) } else { above(fence, bound) } {
+                return Ok(Ended::Done);
+            }
+            let next = IVec::from(fence);
+            *start = if backwards { Bound::Excluded(next) } else { Bound::Included(next) };
+            if !out.is_empty() {
+                return Ok(Ended::More);
+            }
+        }
+    }
+
+    /// Copies pairs of one leaf; whether it has something past the bound.
+    fn copy_leaf(
+        &self,
+        tree: &BwTree,
+        at: At<'_>,
+        from: Bound<&[u8]>,
+        Wanted { bound, backwards, most }: Wanted<'_>,
+        out: &mut Copied,
+    ) -> Result<bool> {
+        let leaf = at.leaf();
+        leaf.fetch();
+        let (used, _) = at.frame.used();
+        let deltas = SortedDeltas::of(at.frame, used, true);
+        let bound = slice(bound);
+        let (low, high) = if backwards { (bound, from) } else { (from, bound) };
+        let mut runs = Runs::between(leaf, &deltas, low, high);
+        let mut begun = false;
+        while out.len() < most
+            && let Some(piece) = runs.next(backwards, most - out.len())
+        {
+            if !begun {
+                let first = if piece.run.is_empty() {
+                    piece.delta.map_or(0, |delta| delta.key.len())
+                } else {
+                    leaf.prefix().len() + leaf.suffix(piece.run.start).len()
+                };
+                out.begin(leaf, first, most);
+                begun = true;
+            }
+            let (run, big) = before_big(leaf, piece.run, backwards);
+            out.add_run(leaf, run, backwards);
+            if let Some(i) = big {
+                let (suffix, value) = leaf.record(i);
+                let key = [leaf.prefix(), suffix].concat();
+                out.add_big(&key, self.copy_out(tree, &key, value)?);
+                return Ok(false);
+            }
+            let Some(delta) = piece.delta else { continue };
+            match value_of(delta) {
+                Value::Gone => {}
+                value @ Value::Inline(_) => out.add(delta.key, value),
+                // It ends the step, so that no more than one is held.
+                value @ Value::Big(_) => {
+                    out.add_big(delta.key, self.copy_out(tree, delta.key, value)?);
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(runs.is_cut(backwards))
+    }
+
+    /// As [`Self::copy`], upwards and as pairs.
+    ///
+    /// # Errors
+    /// As there.
     pub fn step(
         &self,
         tree: &BwTree,
         from: &Start,
-        end: &Bound<Vec<u8>>,
+        end: &Bound<IVec>,
         limit: usize,
         out: &mut Pairs,
     ) -> Result<Next> {
-        let mut next = match from {
-            Start::At(key) => key.clone(),
-            Start::Beyond(key) => successor(key),
-            Start::End => return Ok(Next::Done),
+        let mut start = match from {
+            Start::At(key) => Bound::Included(IVec::from(&key[..])),
+            Start::Beyond(key) => Bound::Excluded(IVec::from(&key[..])),
+            Start::End => Bound::Unbounded,
         };
-        loop {
-            if above(&next, end) {
-                return Ok(Next::Done);
-            }
-            let guard = crossbeam_epoch::pin();
-            tree.check()?;
-            let at = self.whole_leaf(tree, &guard, |guard| self.leaf(tree, &next, guard))?;
-            let mut merged = Merged::forward(at.frame, &next);
-            let mut key = Vec::new();
-            while let Some(entry) = merged.next() {
-                if !entry.exists() {
-                    continue;
-                }
-                key.clear();
-                key.extend_from_slice(entry.prefix);
-                key.extend_from_slice(entry.rest);
-                if above(&key, end) {
-                    return Ok(Next::Done);
-                }
-                out.push_back((IVec::from(&key[..]), self.copy_out(tree, &key, entry.value)?));
-                // A big value ends the step, so that no more than one is held.
-                if out.len() >= limit || matches!(entry.value, Value::Big(_)) {
-                    return Ok(Next::From(Start::Beyond(key)));
-                }
-            }
-            let Some(high) = at.leaf().high() else { return Ok(Next::End) };
-            if !out.is_empty() {
-                return Ok(Next::From(Start::At(high.to_vec())));
-            }
-            next = high.to_vec();
-        }
-    }
-
-    /// Copies up to `limit` pairs downwards from `from` to `start` into `out`; stops at the end of a leaf.
-    ///
-    /// # Errors
-    /// As for [`Self::step`].
-    pub fn step_back(
-        &self,
-        tree: &BwTree,
-        from: &Start,
-        start: &Bound<Vec<u8>>,
-        limit: usize,
-        out: &mut Pairs,
-    ) -> Result<Next> {
-        let mut before = match from {
-            Start::At(key) => Some(successor(key)),
-            Start::Beyond(key) => Some(key.clone()),
-            Start::End => None,
-        };
-        loop {
-            if before.as_ref().is_some_and(Vec::is_empty) {
-                return Ok(Next::Done);
-            }
-            let guard = crossbeam_epoch::pin();
-            tree.check()?;
-            let at =
-                self.whole_leaf(tree, &guard, |guard| self.leaf_before(tree, before.as_deref(), guard))?;
-            if !at.starts_before(before.as_deref()) {
-                return Err(self.misplaced(tree, at));
-            }
-            let mut merged = Merged::backward(at.frame, before.as_deref());
-            let mut key = Vec::new();
-            while let Some(entry) = merged.next_back() {
-                if !entry.exists() {
-                    continue;
-                }
-                key.clear();
-                key.extend_from_slice(entry.prefix);
-                key.extend_from_slice(entry.rest);
-                if below(&key, start) {
-                    return Ok(Next::Done);
-                }
-                out.push_back((IVec::from(&key[..]), self.copy_out(tree, &key, entry.value)?));
-                if out.len() >= limit || matches!(entry.value, Value::Big(_)) {
-                    return Ok(Next::From(Start::Beyond(key)));
-                }
-            }
-            let low = at.leaf().low();
-            if low.is_empty() {
-                return Ok(Next::End);
-            }
-            if below(low, start) {
-                return Ok(Next::Done);
-            }
-            if !out.is_empty() {
-                return Ok(Next::From(Start::Beyond(low.to_vec())));
-            }
-            before = Some(low.to_vec());
-        }
+        let mut copied = Copied::default();
+        let wanted = Wanted { bound: end, backwards: false, most: limit };
+        let ended = self.copy(tree, &mut start, wanted, &mut copied);
+        out.extend(std::iter::from_fn(|| copied.pair()));
+        Ok(match (ended?, start) {
+            (Ended::More, Bound::Included(key)) => Next::From(Start::At(key.to_vec())),
+            (Ended::More, Bound::Excluded(key)) => Next::From(Start::Beyond(key.to_vec())),
+            (Ended::More, Bound::Unbounded) => Next::From(Start::End),
+            (Ended::Done, _) => Next::Done,
+            (Ended::End, _) => Next::End,
+        })
     }
 
     /// Number of keys, leaf by leaf, without copying anything.
@@ -216,7 +323,7 @@ impl Forest {
         let deltas = SortedDeltas::of(at.frame, used, true);
         for delta in (0..deltas.len()).filter_map(|i| deltas.get(i)).filter(|delta| delta.key >= from) {
             let before = base.find(delta.key, fingerprint(delta.key)).is_some();
-            let now = super::delta::value_of(delta) != Value::Gone;
+            let now = value_of(delta) != Value::Gone;
             count = count + usize::from(now) - usize::from(before);
         }
         count

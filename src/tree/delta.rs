@@ -8,6 +8,7 @@
 //! by side in key order. An overlay's base does not decide about keys that it does not have: `below`, the image
 //! that it changes, takes part as the oldest layer.
 
+use super::inner::head as first_bytes;
 use super::leaf::{BigRef, Leaf, LeafBuilder, Value};
 use crate::base::Lsn;
 use crate::pagecache::{
@@ -37,8 +38,10 @@ pub fn big_image(value: Value<'_>) -> Option<ImageAddr> {
 /// The changes of a frame in key order, the newest of each key, and where the older ones were.
 #[derive(Debug)]
 pub struct SortedDeltas<'g> {
-    /// With at most one in each slot.
-    few: [Option<DeltaRef<'g>>; SLOTS],
+    frame: FrameRef<'g>,
+    /// With at most one change in each slot: these in key order, each the first bytes of the key without the leaf's
+    /// prefix, and in place of the lowest bits the slot.
+    few: [u64; SLOTS],
     /// In their place when a slot has several.
     many: Vec<DeltaRef<'g>>,
     len: usize,
@@ -52,20 +55,49 @@ pub struct SortedDeltas<'g> {
     lsns: (Lsn, Lsn),
 }
 
+/// The bits in which the few have a slot.
+const SLOT_BITS: u64 = 15;
+const _: () = assert!(SLOTS as u64 <= SLOT_BITS + 1);
+
+/// Change `i` of a run that was committed.
+fn committed<'g>(run: RunRef<'g>, i: usize, lsn: Lsn) -> DeltaRef<'g> {
+    run.change(i, lsn, super::leaf::fingerprint(run.intent(i).1))
+}
+
 impl<'g> SortedDeltas<'g> {
     /// Of the first `used` slots. A reader (`wait`) waits for transactions that are deciding.
     pub fn of(frame: FrameRef<'g>, used: usize, wait: bool) -> SortedDeltas<'g> {
-        let lsns = (Lsn::MAX, Lsn(0));
-        let (many, shadowed, undecided) = (Vec::new(), Vec::new(), Vec::new());
-        let mut this =
-            SortedDeltas { few: [None; SLOTS], many, len: 0, shadowed, undecided, visible: 0, lsns };
+        let mut this = SortedDeltas {
+            frame,
+            few: [0; SLOTS],
+            many: Vec::new(),
+            len: 0,
+            shadowed: Vec::new(),
+            undecided: Vec::new(),
+            visible: 0,
+            lsns: (Lsn::MAX, Lsn(0)),
+        };
+        if used == 0 {
+            return this;
+        }
+        let prefix = Leaf::new(frame.base()).prefix().len();
+        let first = |delta: DeltaRef<'_>| first_bytes(delta.key.get(prefix..).unwrap_or_default());
+        // All of them before they are compared, as they are in different places and none waits for another.
+        let mut firsts = [None; SLOTS];
+        for (i, found) in firsts.iter_mut().enumerate().take(used) {
+            if let Slot::Change(delta) = frame.slot(i) {
+                *found = Some(first(delta));
+                this.note(delta);
+            }
+        }
         for i in (0..used).rev() {
-            match frame.slot(i) {
-                Slot::Change(delta) => {
+            match (firsts[i], frame.slot(i)) {
+                (Some(first), Slot::Change(delta)) => {
                     this.visible |= 1 << i;
-                    this.add_older(delta);
+                    this.add_older((first, i), delta);
                 }
-                Slot::Run(run) => this.add_older_run(i, run, wait),
+                (_, Slot::Run(run)) => this.add_older_run(i, run, first, wait),
+                (None, Slot::Change(_)) => unreachable!("slots do not change"),
             }
         }
         this.undecided.reverse();
@@ -74,7 +106,13 @@ impl<'g> SortedDeltas<'g> {
 
     /// Adds what a transaction has done, or notes that it is not known yet.
     #[cold]
-    fn add_older_run(&mut self, i: usize, run: RunRef<'g>, wait: bool) {
+    fn add_older_run(
+        &mut self,
+        i: usize,
+        run: RunRef<'g>,
+        first: impl FnOnce(DeltaRef<'_>) -> u64,
+        wait: bool,
+    ) {
         if wait {
             run.settled();
         }
@@ -84,16 +122,13 @@ impl<'g> SortedDeltas<'g> {
             _ => return self.undecided.push(i),
         };
         self.visible |= 1 << i;
-        let change = |at| {
-            let key = run.intent(at).1;
-            run.change(at, lsn, super::leaf::fingerprint(key))
-        };
-        if run.len() == 1 && self.many.is_empty() {
-            return self.add_older(change(0));
-        }
+        let change = |at| committed(run, at, lsn);
         self.note(change(0));
+        if run.len() == 1 && self.many.is_empty() {
+            return self.add_older((first(change(0)), i), change(0));
+        }
         if self.many.is_empty() {
-            self.many.extend(self.few[..self.len].iter().flatten());
+            self.many = (0..self.len).map(|i| self.at(i)).collect();
         }
         // Both are in key order.
         let newer = std::mem::take(&mut self.many);
@@ -117,9 +152,8 @@ impl<'g> SortedDeltas<'g> {
         self.lsns = (self.lsns.0.min(delta.lsn), self.lsns.1.max(delta.lsn.plus(1)));
     }
 
-    /// Inserts a delta that is older than those that are here.
-    fn add_older(&mut self, delta: DeltaRef<'g>) {
-        self.note(delta);
+    /// Inserts a delta that is older than those that are here, by what its key starts with and its slot.
+    fn add_older(&mut self, (first, slot): (u64, usize), delta: DeltaRef<'g>) {
         if !self.many.is_empty() {
             match self.many.binary_search_by(|other| other.key.cmp(delta.key)) {
                 Ok(_) => self.shadowed.extend(big_image(value_of(delta))),
@@ -130,21 +164,37 @@ impl<'g> SortedDeltas<'g> {
             }
             return;
         }
+        let first = first & !SLOT_BITS;
         let mut at = self.len;
-        while at > 0 {
-            let other = self.few[at - 1].expect("filled up to `len`");
-            match other.key.cmp(delta.key) {
-                Ordering::Greater => at -= 1,
-                Ordering::Equal => {
-                    self.shadowed.extend(big_image(value_of(delta)));
-                    return;
-                }
+        while at > 0 && self.few[at - 1] & !SLOT_BITS > first {
+            at -= 1;
+        }
+        // The first bytes are not all there is to a key.
+        let mut same = at;
+        while same > 0 && self.few[same - 1] & !SLOT_BITS == first {
+            same -= 1;
+            match self.at(same).key.cmp(delta.key) {
+                Ordering::Greater => at = same,
+                Ordering::Equal => return self.shadowed.extend(big_image(value_of(delta))),
                 Ordering::Less => break,
             }
         }
-        self.few.copy_within(at..self.len, at + 1);
-        self.few[at] = Some(delta);
+        for i in (at..self.len).rev() {
+            self.few[i + 1] = self.few[i];
+        }
+        self.few[at] = first | slot as u64;
         self.len += 1;
+    }
+
+    /// The change at a place in the order.
+    fn at(&self, place: usize) -> DeltaRef<'g> {
+        if let Some(delta) = self.many.get(place) {
+            return *delta;
+        }
+        match self.frame.slot((self.few[place] & SLOT_BITS) as usize) {
+            Slot::Change(delta) => delta,
+            Slot::Run(run) => committed(run, 0, run.settled().expect("an outcome does not change")),
+        }
     }
 
     /// Above the LSN of every change.
@@ -158,21 +208,31 @@ impl<'g> SortedDeltas<'g> {
     }
 
     /// The change of key `i` in order.
+    #[inline]
     pub fn get(&self, i: usize) -> Option<DeltaRef<'g>> {
-        if self.many.is_empty() {
-            self.few[..self.len].get(i).copied().flatten()
-        } else {
-            self.many.get(i).copied()
+        (i < self.len).then(|| self.at(i))
+    }
+
+    /// Index of the delta of a key; without one, of the first whose key is above it.
+    ///
+    /// # Errors
+    /// That is what it is.
+    pub fn search(&self, key: &[u8]) -> Result<usize, usize> {
+        let (mut low, mut high) = (0, self.len);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.at(middle).key.cmp(key) {
+                Ordering::Less => low = middle + 1,
+                Ordering::Equal => return Ok(middle),
+                Ordering::Greater => high = middle,
+            }
         }
+        Err(low)
     }
 
     /// Index of the first delta whose key is not below `key`.
     fn lower_bound(&self, key: &[u8]) -> usize {
-        if self.many.is_empty() {
-            self.few[..self.len].iter().take_while(|d| d.is_some_and(|d| d.key < key)).count()
-        } else {
-            self.many.partition_point(|d| d.key < key)
-        }
+        self.search(key).unwrap_or_else(|i| i)
     }
 }
 
@@ -239,12 +299,6 @@ impl<'g> Merged<'g> {
     pub fn forward_of(base: Leaf<'g>, deltas: SortedDeltas<'g>, from: &[u8]) -> Merged<'g> {
         let at = if from.is_empty() { (0, 0) } else { (base.lower_bound(from), deltas.lower_bound(from)) };
         Merged { base, deltas, at }
-    }
-
-    /// From the last key below `before` downwards; `None` = from the end.
-    pub fn backward(frame: FrameRef<'g>, before: Option<&[u8]>) -> Merged<'g> {
-        let (used, _) = frame.used();
-        Self::backward_of(Leaf::new(frame.base()), SortedDeltas::of(frame, used, true), before)
     }
 
     /// Downwards from the last key below `before`; `None` = from the end.

@@ -31,8 +31,11 @@ const NO_HIGH: u32 = u32::MAX;
 /// First eight bytes as a number that orders like them; shorter ones are padded with zeros.
 #[inline]
 pub(super) fn head(bytes: &[u8]) -> u64 {
+    if let Some(first) = bytes.first_chunk() {
+        return u64::from_be_bytes(*first);
+    }
     let mut first = [0; 8];
-    let len = bytes.len().min(8);
+    let len = bytes.len();
     first[..len].copy_from_slice(&bytes[..len]);
     u64::from_be_bytes(first)
 }

@@ -54,9 +54,14 @@
 
 #![allow(unsafe_code)]
 
+mod builder;
+mod value;
+
+pub use builder::LeafBuilder;
+pub use value::{BigRef, Value};
+
 use super::common_prefix;
 use super::inner::head;
-use crate::pagecache::ImageAddr;
 use std::cmp::Ordering;
 use std::ops::Range;
 
@@ -67,62 +72,6 @@ const KIND_SHIFT: u32 = 14;
 
 /// Longest value that a record holds inline, bytes.
 pub const MAX_INLINE: usize = (1 << KIND_SHIFT) - 1;
-
-/// What a record says about its key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Value<'a> {
-    /// The value itself.
-    Inline(&'a [u8]),
-    /// A reference to a big value: [`BigRef`].
-    Big(&'a [u8]),
-    /// The key is gone; in overlays only.
-    Gone,
-}
-
-/// Where a big value is and how long it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BigRef {
-    /// Its image.
-    pub image: ImageAddr,
-    /// Bytes of the value.
-    pub len: u64,
-}
-
-impl BigRef {
-    /// Bytes of a reference.
-    pub const LEN: usize = 16;
-
-    /// As bytes of a record.
-    pub fn encode(self) -> [u8; Self::LEN] {
-        let mut b = [0; Self::LEN];
-        b[..8].copy_from_slice(&self.image.0.to_le_bytes());
-        b[8..].copy_from_slice(&self.len.to_le_bytes());
-        b
-    }
-
-    /// From bytes of a record, which were validated or built here.
-    pub fn decode(b: &[u8]) -> BigRef {
-        let word = |at: usize| u64::from_le_bytes(b[at..at + 8].try_into().expect("eight bytes"));
-        BigRef { image: ImageAddr(word(0)), len: word(8) }
-    }
-}
-
-impl<'a> Value<'a> {
-    fn bytes(self) -> &'a [u8] {
-        match self {
-            Value::Inline(b) | Value::Big(b) => b,
-            Value::Gone => &[],
-        }
-    }
-
-    fn kind(self) -> u16 {
-        match self {
-            Value::Inline(_) => 0,
-            Value::Big(_) => 1,
-            Value::Gone => 2,
-        }
-    }
-}
 
 /// What is wrong with an image, for the corruption error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,10 +119,58 @@ pub fn separator<'a>(left: &[u8], right: &'a [u8]) -> &'a [u8] {
     &right[..(common_prefix(left, right) + 1).min(right.len())]
 }
 
+/// Where the key suffix and the value of the record at `at` lie, and the value's kind; `None` when they do not lie
+/// within `end`.
+#[inline]
+pub(super) fn spans(bytes: &[u8], at: usize, end: usize) -> Option<(Range<usize>, Range<usize>, u16)> {
+    let head = bytes.get(at..at + 4)?;
+    let mut key_len = usize::from(u16::from_le_bytes([head[0], head[1]]));
+    let value = u16::from_le_bytes([head[2], head[3]]);
+    let mut key_at = at + 4;
+    if key_len == LONG_KEY {
+        let long = bytes.get(key_at..key_at + 4)?;
+        key_len = u32::from_le_bytes(long.try_into().ok()?) as usize;
+        key_at += 4;
+    }
+    let value_at = key_at.checked_add(key_len)?;
+    let value_end = value_at.checked_add(usize::from(value) & MAX_INLINE)?;
+    (value_end <= end).then_some((key_at..value_at, value_at..value_end, value >> KIND_SHIFT))
+}
+
+/// The head of a record and the key's length if that is long, before the key; the number of its bytes.
+#[inline]
+pub(super) fn record_head(key_len: usize, value: Value<'_>) -> ([u8; 8], usize) {
+    let bytes = value.bytes();
+    assert!(bytes.len() <= MAX_INLINE, "longer values are big values");
+    let short = key_len.min(LONG_KEY) as u16;
+    let value_field = bytes.len() as u16 | (value.kind() << KIND_SHIFT);
+    let long = u32::try_from(key_len).expect("keys are shorter than 4 GiB");
+    let mut head = [0; 8];
+    head[..2].copy_from_slice(&short.to_le_bytes());
+    head[2..4].copy_from_slice(&value_field.to_le_bytes());
+    head[4..].copy_from_slice(&long.to_le_bytes());
+    (head, if usize::from(short) == LONG_KEY { 8 } else { 4 })
+}
+
 /// A leaf image.
 #[derive(Clone, Copy, Debug)]
 pub struct Leaf<'a> {
     bytes: &'a [u8],
+}
+
+/// Where the records of a leaf start, in its image.
+#[derive(Clone, Copy, Debug)]
+pub struct Starts<'a> {
+    offsets: &'a [[u8; 4]],
+    end: usize,
+}
+
+impl Starts<'_> {
+    /// Where record `i` starts; for the number of records, where they end.
+    #[inline]
+    pub fn get(self, i: usize) -> usize {
+        self.offsets.get(i).map_or(self.end, |offset| u32::from_le_bytes(*offset) as usize)
+    }
 }
 
 impl<'a> Leaf<'a> {
@@ -246,28 +243,23 @@ impl<'a> Leaf<'a> {
         self.field(HEADER + self.len() + 4 * i) as usize
     }
 
-    /// Where the key suffix and the value of the record at `at` lie, and the value's kind;
-    /// `None` when they do not lie within `end`.
+    /// Where each record starts in the image, and where the last one ends.
     #[inline]
-    fn spans(self, at: usize, end: usize) -> Option<(Range<usize>, Range<usize>, u16)> {
-        let head = self.bytes.get(at..at + 4)?;
-        let mut key_len = usize::from(u16::from_le_bytes([head[0], head[1]]));
-        let value = u16::from_le_bytes([head[2], head[3]]);
-        let mut key_at = at + 4;
-        if key_len == LONG_KEY {
-            let long = self.bytes.get(key_at..key_at + 4)?;
-            key_len = u32::from_le_bytes(long.try_into().ok()?) as usize;
-            key_at += 4;
-        }
-        let value_at = key_at.checked_add(key_len)?;
-        let value_end = value_at.checked_add(usize::from(value) & MAX_INLINE)?;
-        (value_end <= end).then_some((key_at..value_at, value_at..value_end, value >> KIND_SHIFT))
+    pub fn starts(self) -> Starts<'a> {
+        let table = &self.bytes[HEADER + self.len()..HEADER + 5 * self.len()];
+        Starts { offsets: table.as_chunks().0, end: self.fences_at() }
+    }
+
+    /// Bytes of the image.
+    #[inline]
+    pub fn bytes(self) -> &'a [u8] {
+        self.bytes
     }
 
     /// Record `i`: the key without the prefix, and the value.
     #[inline]
     pub fn record(self, i: usize) -> (&'a [u8], Value<'a>) {
-        let spans = self.spans(self.offset(i), self.bytes.len());
+        let spans = spans(self.bytes, self.offset(i), self.bytes.len());
         let (key, value, kind) = spans.expect("a validated image has records within it");
         let value = &self.bytes[value];
         let value = match kind {
@@ -276,6 +268,16 @@ impl<'a> Leaf<'a> {
             _ => Value::Gone,
         };
         (&self.bytes[key], value)
+    }
+
+    /// The key of record `i` without the prefix.
+    #[inline]
+    pub fn suffix(self, i: usize) -> &'a [u8] {
+        let at = self.offset(i);
+        match usize::from(u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]])) {
+            LONG_KEY => self.record(i).0,
+            len => &self.bytes[at + 4..at + 4 + len],
+        }
     }
 
     /// The fingerprint of record `i`.
@@ -322,23 +324,69 @@ impl<'a> Leaf<'a> {
 
     /// Index of the first record whose key is not below `key`.
     pub fn lower_bound(self, key: &[u8]) -> usize {
+        self.search(key).unwrap_or_else(|i| i)
+    }
+
+    /// Index of the record of `key`; without one, of the first whose key is above it.
+    ///
+    /// # Errors
+    /// That is what it is.
+    pub fn search(self, key: &[u8]) -> Result<usize, usize> {
         let prefix = self.prefix();
         match key[..key.len().min(prefix.len())].cmp(prefix) {
-            Ordering::Less => return 0,
-            Ordering::Greater => return self.len(),
-            Ordering::Equal => {}
+            Ordering::Less => Err(0),
+            Ordering::Greater => Err(self.len()),
+            Ordering::Equal => self.search_in(0..self.len(), &key[prefix.len()..]),
         }
-        let suffix = &key[prefix.len()..];
-        let (mut low, mut high) = (0, self.len());
+    }
+
+    /// As [`Self::search`], for a key without the prefix and among some records.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn search_in(self, within: Range<usize>, suffix: &[u8]) -> Result<usize, usize> {
+        let Range { start: mut low, end: mut high } = within;
+        let starts = self.starts();
+        // The first bytes decide for most keys.
+        let wanted = head(suffix);
         while low < high {
             let middle = low + (high - low) / 2;
-            if self.record(middle).0 < suffix {
-                low = middle + 1;
-            } else {
-                high = middle;
+            let order = self.compare_first(starts.get(middle), wanted);
+            match order.unwrap_or_else(|| self.suffix(middle).cmp(suffix)) {
+                Ordering::Less => low = middle + 1,
+                Ordering::Equal => return Ok(middle),
+                Ordering::Greater => high = middle,
             }
         }
-        low
+        Err(low)
+    }
+
+    /// Whether the value of record `i` is a reference to a big value.
+    #[inline]
+    pub fn is_reference(self, i: usize) -> bool {
+        let value = self.bytes[self.offset(i)..]
+            .first_chunk()
+            .map_or(0, |[_, _, low, high]| u16::from_le_bytes([*low, *high]));
+        value >> KIND_SHIFT == 1
+    }
+
+    /// How the key of a record compares to one that starts like this; `None`: its first bytes do not tell.
+    #[inline(always)]
+    fn compare_first(self, at: usize, wanted: u64) -> Option<Ordering> {
+        let record = self.bytes.get(at..at + 12)?;
+        let len = u16::from_le_bytes([record[0], record[1]]);
+        let first = u64::from_be_bytes(*record[4..].first_chunk()?);
+        let tells = first != wanted && len >= 8 && usize::from(len) != LONG_KEY;
+        tells.then(|| first.cmp(&wanted))
+    }
+
+    /// Asks the memory for the records that a search looks at first, and waits for none of them.
+    #[inline]
+    pub fn fetch(self) {
+        let (starts, n) = (self.starts(), self.len());
+        let first = |i: usize| self.bytes.get(starts.get(i)).copied().unwrap_or_default();
+        let middle = [n / 2, n / 4, n / 4 * 3, n / 8, n / 8 * 3, n / 8 * 5, n / 8 * 7].map(first);
+        std::hint::black_box(middle.iter().fold(0, |all, byte| all ^ byte));
     }
 
     /// Checks everything that the other methods rely on, so that none of them panics.
@@ -376,12 +424,17 @@ impl<'a> Leaf<'a> {
             return Err(Malformed("leaf with a wrong head of its high fence"));
         }
         let mut previous: Option<&[u8]> = None;
+        let mut end = records_at;
         for i in 0..leaf.len() {
             let at = leaf.offset(i);
-            let spans = if at < records_at { None } else { leaf.spans(at, fences_at) };
+            let spans = if at < records_at { None } else { spans(bytes, at, fences_at) };
             let Some((key, value, kind)) = spans else {
                 return Err(Malformed("leaf record outside the image"));
             };
+            if at != end {
+                return Err(Malformed("leaf record not right behind the one before"));
+            }
+            end = value.end;
             let suffix = &bytes[key];
             if kind > 1 || (kind == 1 && value.len() != BigRef::LEN) {
                 return Err(Malformed("leaf record of an unknown kind"));
@@ -393,99 +446,10 @@ impl<'a> Leaf<'a> {
             }
             previous = Some(suffix);
         }
+        if end != fences_at {
+            return Err(Malformed("leaf with a gap behind its records"));
+        }
         Ok(leaf)
-    }
-}
-
-/// Builds an image from whole keys in ascending order.
-#[derive(Debug)]
-pub struct LeafBuilder<'a> {
-    low: &'a [u8],
-    high: Option<&'a [u8]>,
-    prefix: usize,
-    fingerprints: Vec<u8>,
-    offsets: Vec<u32>,
-    records: Vec<u8>,
-}
-
-impl<'a> LeafBuilder<'a> {
-    /// An empty leaf for `[low, high)`.
-    pub fn new(low: &'a [u8], high: Option<&'a [u8]>) -> LeafBuilder<'a> {
-        debug_assert!(high.is_none_or(|high| low < high), "T1: fences are in order");
-        let prefix = high.map_or(0, |high| common_prefix(low, high));
-        let (fingerprints, offsets, records) = (Vec::new(), Vec::new(), Vec::new());
-        LeafBuilder { low, high, prefix, fingerprints, offsets, records }
-    }
-
-    /// As [`Self::new`], with room for records of so many bytes in all.
-    pub fn with_capacity(
-        low: &'a [u8],
-        high: Option<&'a [u8]>,
-        records: usize,
-        bytes: usize,
-    ) -> LeafBuilder<'a> {
-        let mut builder = LeafBuilder::new(low, high);
-        builder.fingerprints.reserve(records);
-        builder.offsets.reserve(records);
-        builder.records.reserve(bytes + 4 * records);
-        builder
-    }
-
-    /// Appends a record, its key in two parts, and the key's fingerprint; keys ascend strictly and lie within the fences
-    /// (T2).
-    pub fn push(&mut self, front: &[u8], back: &[u8], fingerprint: u8, value: Value<'_>) {
-        // What all keys share is left out, wherever the parts meet.
-        let (front, back) = match front.get(self.prefix..) {
-            Some(front) => (front, back),
-            None => (&[][..], &back[self.prefix - front.len()..]),
-        };
-        self.fingerprints.push(fingerprint);
-        self.offsets.push(u32::try_from(self.records.len()).expect("a leaf is shorter than 4 GiB"));
-        let bytes = value.bytes();
-        assert!(bytes.len() <= MAX_INLINE, "longer values are big values");
-        let suffix_len = front.len() + back.len();
-        let short = suffix_len.min(LONG_KEY) as u16;
-        self.records.extend_from_slice(&short.to_le_bytes());
-        let value_field = bytes.len() as u16 | (value.kind() << KIND_SHIFT);
-        self.records.extend_from_slice(&value_field.to_le_bytes());
-        if usize::from(short) == LONG_KEY {
-            let long = u32::try_from(suffix_len).expect("keys are shorter than 4 GiB");
-            self.records.extend_from_slice(&long.to_le_bytes());
-        }
-        self.records.extend_from_slice(front);
-        self.records.extend_from_slice(back);
-        self.records.extend_from_slice(bytes);
-    }
-
-    /// Bytes that the image would have now.
-    pub fn image_len(&self) -> usize {
-        let fences = self.low.len() + self.high.map_or(0, <[u8]>::len);
-        HEADER + 5 * self.offsets.len() + self.records.len() + fences
-    }
-
-    /// The image.
-    pub fn finish(self) -> Vec<u8> {
-        let total = self.image_len();
-        let field = |n: usize| u32::try_from(n).expect("a leaf is shorter than 4 GiB").to_le_bytes();
-        let mut image = Vec::with_capacity(total);
-        image.extend_from_slice(&field(self.offsets.len()));
-        image.extend_from_slice(&field(self.prefix));
-        image.extend_from_slice(&field(self.low.len()));
-        image.extend_from_slice(&self.high.map_or(NO_HIGH.to_le_bytes(), |high| field(high.len())));
-        image.extend_from_slice(&[0; 4]);
-        image.extend_from_slice(&field(total));
-        let high_head = self.high.map_or(u64::MAX, head);
-        image.extend_from_slice(&high_head.to_le_bytes());
-        image.extend_from_slice(&self.fingerprints);
-        let start = HEADER + 5 * self.offsets.len();
-        for offset in &self.offsets {
-            image.extend_from_slice(&field(start + *offset as usize));
-        }
-        image.extend_from_slice(&self.records);
-        image.extend_from_slice(self.low);
-        image.extend_from_slice(self.high.unwrap_or_default());
-        debug_assert_eq!(image.len(), total, "the length that was announced");
-        image
     }
 }
 

@@ -148,3 +148,38 @@ fn damaged_images_never_panic() {
     }
     assert!(refused > image.len() / step / 2, "only {refused} of {} damages were seen", 3 * image.len());
 }
+
+/// Runs of records are copied as they are, so there is nothing else in between.
+#[test]
+fn gaps_between_records_are_refused() {
+    let model: Model =
+        [(b"a".to_vec(), (false, b"1".to_vec())), (b"b".to_vec(), (false, b"2".to_vec()))].into();
+    let image = build(&model, b"", Some(b"c"));
+    let leaf = Leaf::validate(&image).expect("well-formed");
+    let (second, end) = (leaf.starts().get(1), leaf.starts().get(2));
+    for gap in [second, end] {
+        let mut wide = image.clone();
+        wide.insert(gap, 0);
+        let total = u32::try_from(wide.len()).expect("small");
+        wide[20..24].copy_from_slice(&total.to_le_bytes());
+        if gap == second {
+            let at = HEADER + leaf.len() + 4;
+            wide[at..at + 4].copy_from_slice(&u32::try_from(second + 1).expect("small").to_le_bytes());
+        }
+        assert!(Leaf::validate(&wide).is_err(), "a gap at {gap}");
+    }
+}
+
+#[test]
+fn a_search_finds_what_a_sorted_list_has() {
+    let mut random = Random(0x9E37_79B9_7F4A_7C15);
+    for _ in 0..if cfg!(miri) { 3 } else { 300 } {
+        let model: Model = (0..random.below(40)).map(|_| (random.bytes(14), (false, vec![1]))).collect();
+        let image = build(&model, b"", None);
+        let keys: Vec<&Vec<u8>> = model.keys().collect();
+        for _ in 0..40 {
+            let key = random.bytes(14);
+            assert_eq!(Leaf::new(&image).search(&key), keys.binary_search(&&key), "{key:?} in {keys:?}");
+        }
+    }
+}

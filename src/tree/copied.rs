@@ -1,0 +1,355 @@
+//! `Copied`: records that were copied out of a leaf, to be taken one by one.
+//!
+//! # How it works
+//!
+//! Records are copied as they are in the image, one behind the other in the order in which they are taken, into chunks of
+//! memory which the keys and values that are taken share (see `IVec`). A chunk is at most [`MIXED`] bytes, or holds one
+//! longer record alone. When all that was taken from a chunk is gone it is used again.
+//!
+//! The prefix that all keys of the leaf share is kept once, if the keys with it are short enough for an `IVec` to have them
+//! in place. Longer keys are copied whole.
+
+use super::leaf::{Leaf, Value, record_head, spans};
+use crate::ivec::{IVec, MIXED};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Records from here on do not begin a chunk that others share, bytes.
+const LONG: usize = MIXED / 4;
+
+/// A chunk, before something is written to it.
+const EMPTY: [u8; MIXED] = [0; MIXED];
+
+/// A key in two parts.
+pub type Parts<'a> = [&'a [u8]; 2];
+
+/// Where a record is.
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    chunk: usize,
+    at: usize,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    bytes: Arc<[u8]>,
+    /// Bytes that records take up.
+    filled: usize,
+}
+
+/// Records that were copied and not taken yet.
+#[derive(Debug, Default)]
+pub struct Copied {
+    chunks: Vec<Chunk>,
+    /// Number of chunks that have something.
+    used: usize,
+    /// Bytes that are to come, about.
+    expected: usize,
+    /// Number of records, taken or not.
+    len: usize,
+    /// Number of records that were not taken.
+    left: usize,
+    /// The next record, or the end of the chunk before.
+    next: Place,
+    /// The record that was taken last, if one was.
+    taken: Place,
+    /// The record that was copied last, if one was.
+    last: Place,
+    /// In front of each key.
+    prefix: IVec,
+    /// A pair with a big value, which is the last one; without the value once it was taken.
+    big: Option<(IVec, Option<IVec>)>,
+}
+
+impl Copied {
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        (self.used, self.len, self.left) = (0, 0, 0);
+        self.next = Place::default();
+        self.big = None;
+    }
+
+    /// Number of pairs, taken or not.
+    pub fn len(&self) -> usize {
+        self.len + usize::from(self.big.is_some())
+    }
+
+    /// Whether nothing more is to be added.
+    pub fn ends_early(&self) -> bool {
+        self.big.is_some()
+    }
+
+    /// Whether nothing is left to be taken.
+    pub fn is_empty(&self) -> bool {
+        self.left == 0 && !matches!(self.big, Some((_, Some(_))))
+    }
+
+    /// Whether what is taken next is a record, and not a big value or nothing.
+    #[inline(always)]
+    pub fn is_at_record(&self) -> bool {
+        self.left > 0
+    }
+
+    /// Gets ready for up to `most` records of a leaf, the first with a key of so many bytes; before anything was
+    /// copied.
+    pub fn begin(&mut self, leaf: Leaf<'_>, key_len: usize, most: usize) {
+        debug_assert!(self.is_empty(), "the prefix is that of all");
+        let whole = !IVec::is_short(key_len);
+        self.prefix = if whole { IVec::default() } else { IVec::from(leaf.prefix()) };
+        self.expected = leaf.payload() / leaf.len().max(1) * most;
+    }
+
+    /// Copies some records, without big values, of the leaf.
+    pub fn add_run(&mut self, leaf: Leaf<'_>, run: Range<usize>, backwards: bool) {
+        if self.prefix.len() < leaf.prefix().len() {
+            let each = |i: usize| {
+                let (suffix, value) = leaf.record(i);
+                self.add_parts([leaf.prefix(), suffix], value);
+            };
+            return if backwards { run.rev().for_each(each) } else { run.for_each(each) };
+        }
+        let mut left = run;
+        while !left.is_empty() {
+            if backwards {
+                left.end = self.add_down(leaf, left.clone());
+            } else {
+                left.start = self.add_up(leaf, left.clone());
+            }
+        }
+    }
+
+    /// Copies the first records of a run, as many as a chunk has room for; the index behind them.
+    fn add_up(&mut self, leaf: Leaf<'_>, run: Range<usize>) -> usize {
+        let starts = leaf.starts();
+        let start = starts.get(run.start);
+        let room = self.room(starts.get(run.start + 1) - start);
+        let mut end = run.end;
+        if starts.get(end) - start > room {
+            end = run.start + 1;
+            while starts.get(end + 1) - start <= room {
+                end += 1;
+            }
+        }
+        let last = starts.get(end - 1);
+        let bytes = &leaf.bytes()[start..starts.get(end)];
+        let (space, at) = self.space(end - run.start, bytes.len());
+        space.copy_from_slice(bytes);
+        self.last = Place { chunk: self.used - 1, at: at + (last - start) };
+        end
+    }
+
+    /// Copies the last records of a run, the last first, as many as a chunk has room for; the index of the last of
+    /// these.
+    fn add_down(&mut self, leaf: Leaf<'_>, run: Range<usize>) -> usize {
+        let starts = leaf.starts();
+        let end = starts.get(run.end);
+        let room = self.room(end - starts.get(run.end - 1));
+        let mut first = run.end - 1;
+        while first > run.start && end - starts.get(first - 1) <= room {
+            first -= 1;
+        }
+        let (mut space, at) = self.space(run.end - first, end - starts.get(first));
+        let last = at + space.len() - (starts.get(first + 1) - starts.get(first));
+        for i in (first..run.end).rev() {
+            let bytes = &leaf.bytes()[starts.get(i)..starts.get(i + 1)];
+            let (to, rest) = space.split_at_mut(bytes.len());
+            to.copy_from_slice(bytes);
+            space = rest;
+        }
+        self.last = Place { chunk: self.used - 1, at: last };
+        first
+    }
+
+    /// Copies a record which is not in the image of the leaf.
+    pub fn add(&mut self, key: &[u8], value: Value<'_>) {
+        // All keys of the leaf have the prefix.
+        let rest = key.get(self.prefix.len()..).unwrap_or_default();
+        self.add_parts([&[], rest], value);
+    }
+
+    /// Adds a pair with a big value, as the last one.
+    pub fn add_big(&mut self, key: &[u8], value: IVec) {
+        self.big = Some((IVec::from(key), Some(value)));
+    }
+
+    fn add_parts(&mut self, [front, back]: Parts<'_>, value: Value<'_>) {
+        let (head, head_len) = record_head(front.len() + back.len(), value);
+        let value = value.bytes();
+        let len = head_len + front.len() + back.len() + value.len();
+        self.room(len);
+        let (space, at) = self.space(1, len);
+        let (head_to, to) = space.split_at_mut(head_len);
+        if head_len == 4 {
+            head_to.copy_from_slice(&head[..4]);
+        } else {
+            head_to.copy_from_slice(&head);
+        }
+        let (to, value_to) = to.split_at_mut(front.len() + back.len());
+        value_to.copy_from_slice(value);
+        let (front_to, back_to) = to.split_at_mut(front.len());
+        if !front.is_empty() {
+            front_to.copy_from_slice(front);
+        }
+        back_to.copy_from_slice(back);
+        self.last = Place { chunk: self.used - 1, at };
+    }
+
+    /// Sees to it that the last chunk has room for so many bytes; how much it has.
+    fn room(&mut self, len: usize) -> usize {
+        if let Some(last) = self.chunks[..self.used].last() {
+            let room = last.bytes.len() - last.filled;
+            if room >= len {
+                return room;
+            }
+        }
+        let size = if len > LONG { len } else { self.expected.clamp(len, MIXED) };
+        let fresh = || if size > MIXED { vec![0; size].into() } else { Arc::from(&EMPTY[..size]) };
+        match self.chunks.get_mut(self.used) {
+            None => self.chunks.push(Chunk { bytes: fresh(), filled: 0 }),
+            Some(old) => {
+                // V3: a longer one than is asked for must be one that may be shared.
+                let fits = (size..=size.max(MIXED)).contains(&old.bytes.len());
+                if !fits || Arc::get_mut(&mut old.bytes).is_none() {
+                    old.bytes = fresh();
+                }
+                old.filled = 0;
+            }
+        }
+        self.used += 1;
+        self.chunks[self.used - 1].bytes.len()
+    }
+
+    /// Takes up so many bytes, for which there is room, for some records; where they are.
+    #[inline]
+    fn space(&mut self, records: usize, len: usize) -> (&mut [u8], usize) {
+        self.len += records;
+        self.left += records;
+        self.expected = self.expected.saturating_sub(len);
+        let chunk = &mut self.chunks[self.used - 1];
+        let at = chunk.filled;
+        chunk.filled += len;
+        let bytes = Arc::get_mut(&mut chunk.bytes).expect("nothing was taken of it yet");
+        (&mut bytes[at..at + len], at)
+    }
+
+    /// The memory of a record, and where in it are key and value.
+    #[inline(always)]
+    fn record(&self, place: Place) -> (&Arc<[u8]>, Range<usize>, Range<usize>) {
+        let bytes = &self.chunks[place.chunk].bytes;
+        let (key, value, _) = spans(bytes, place.at, bytes.len()).expect("records were copied whole");
+        (bytes, key, value)
+    }
+
+    #[inline(always)]
+    fn key_at(&self, bytes: &Arc<[u8]>, key: Range<usize>) -> IVec {
+        if self.prefix.is_empty() { IVec::part(bytes, key) } else { IVec::prefixed(&self.prefix, bytes, key) }
+    }
+
+    /// Where the next record is; there is one.
+    #[inline(always)]
+    fn place(&self) -> Place {
+        let Place { chunk, at } = self.next;
+        if at < self.chunks[chunk].filled { self.next } else { Place { chunk: chunk + 1, at: 0 } }
+    }
+
+    /// Takes the next record, or else the big value.
+    #[inline(always)]
+    fn take<T>(
+        &mut self,
+        record: impl FnOnce(&Copied, &Arc<[u8]>, Range<usize>, Range<usize>) -> T,
+        big: impl FnOnce((IVec, IVec)) -> T,
+    ) -> Option<T> {
+        if self.left == 0 {
+            return self.take_big().map(big);
+        }
+        let place = self.place();
+        let (bytes, key, value) = self.record(place);
+        let end = value.end;
+        let taken = record(self, bytes, key, value);
+        self.left -= 1;
+        self.taken = place;
+        self.next = Place { chunk: place.chunk, at: end };
+        Some(taken)
+    }
+
+    /// Takes the next pair if it is a record with a short key and a long value in a chunk that is shared. This is the
+    /// only way through here that ends with a pair, which so is made where the caller wants it.
+    #[inline(always)]
+    pub fn common_pair(&mut self) -> Option<(IVec, IVec)> {
+        if self.left == 0 {
+            return None;
+        }
+        let place = self.place();
+        let (bytes, key, value) = self.record(place);
+        let end = value.end;
+        let key = IVec::prefixed_in_place(&self.prefix, bytes, &key)?;
+        let value = IVec::shared_part(bytes, &value)?;
+        self.left -= 1;
+        self.taken = place;
+        self.next = Place { chunk: place.chunk, at: end };
+        Some((key, value))
+    }
+
+    #[cold]
+    fn take_big(&mut self) -> Option<(IVec, IVec)> {
+        let (key, value) = self.big.as_mut()?;
+        value.take().map(|value| (key.clone(), value))
+    }
+
+    /// Takes the next pair.
+    #[inline(always)]
+    pub fn pair(&mut self) -> Option<(IVec, IVec)> {
+        self.take(|this, bytes, key, value| (this.key_at(bytes, key), IVec::part(bytes, value)), |pair| pair)
+    }
+
+    /// Takes the next pair, for its key alone.
+    #[inline(always)]
+    pub fn key(&mut self) -> Option<IVec> {
+        self.take(|this, bytes, key, _| this.key_at(bytes, key), |(key, _)| key)
+    }
+
+    /// Takes the next pair, for its value alone.
+    #[inline(always)]
+    pub fn value(&mut self) -> Option<IVec> {
+        self.take(|_, bytes, _, value| IVec::part(bytes, value), |(_, value)| value)
+    }
+
+    /// Takes the next pair, for nothing.
+    #[inline(always)]
+    pub fn skip(&mut self) -> Option<()> {
+        self.take(|_, _, _, _| (), |_| ())
+    }
+
+    fn parts(&self, place: Place) -> Parts<'_> {
+        let (bytes, key, _) = self.record(place);
+        [&self.prefix, &bytes[key]]
+    }
+
+    /// The key of the next pair.
+    pub fn next_key(&self) -> Option<Parts<'_>> {
+        match &self.big {
+            _ if self.left > 0 => Some(self.parts(self.place())),
+            Some((key, Some(_))) => Some([key, &[]]),
+            _ => None,
+        }
+    }
+
+    /// The key of the pair that was taken last.
+    pub fn taken_key(&self) -> Option<Parts<'_>> {
+        match &self.big {
+            Some((key, None)) => Some([key, &[]]),
+            _ => (self.left < self.len).then(|| self.parts(self.taken)),
+        }
+    }
+
+    /// The key of the last pair, taken or not.
+    pub fn last_key(&self) -> Option<Parts<'_>> {
+        match &self.big {
+            Some((key, _)) => Some([key, &[]]),
+            None => (self.len > 0).then(|| self.parts(self.last)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
