@@ -180,6 +180,47 @@ fn the_ends_meet_once_in_every_order_of_steps() -> Result<()> {
     Ok(())
 }
 
+/// Neighbours share memory, which an iterator uses again when nothing of it is kept.
+#[test]
+fn what_is_kept_of_an_iteration_stays_as_it_was() -> Result<()> {
+    let tree = small_db()?.open_tree("t")?;
+    let mut random = Random::new(0x5CA9);
+    let mut map = Map::new();
+    for _ in 0..3_000 {
+        // With and without a prefix in common; in place, shared, and alone.
+        let key =
+            [&b"some_long_prefix_of_many_keys"[..random.index(30)], &random.next().to_be_bytes()].concat();
+        let longest = *random.pick(&[20, 200, 1_500]);
+        let value = vec![random.next() as u8; random.index(longest)];
+        tree.insert(&key, &value[..])?;
+        map.insert(key, value);
+    }
+    for step in [2, 7, 50] {
+        let (mut kept, mut iter) = (Vec::new(), tree.iter());
+        let mut n = 0;
+        while let Some(pair) = if n % 2 == 0 { iter.next() } else { iter.next_back() } {
+            let pair = pair?;
+            if n % step < 2 {
+                kept.push(pair);
+            }
+            n += 1;
+        }
+        assert_eq!(n, map.len());
+        for (key, value) in &kept {
+            assert_eq!(map.get(&key[..]).map(|value| &value[..]), Some(&value[..]));
+        }
+    }
+    assert!(tree.iter().keys().map(|key| key.map(|key| key.to_vec())).eq(map.keys().cloned().map(Ok)));
+    assert!(
+        tree.iter().values().rev().map(|v| v.map(|v| v.to_vec())).eq(map.values().rev().cloned().map(Ok))
+    );
+    assert_eq!(tree.iter().count(), map.len());
+    let mut iter = tree.iter();
+    assert_eq!(iter.nth(1_000).transpose()?.map(|pair| pair.0.to_vec()), map.keys().nth(1_000).cloned());
+    assert_eq!(iter.next().transpose()?.map(|pair| pair.0.to_vec()), map.keys().nth(1_001).cloned());
+    Ok(())
+}
+
 #[test]
 fn keys_of_a_mebibyte_of_ff_are_scanned_backwards() -> Result<()> {
     let dog = Watchdog::start("huge keys backwards", 30);
