@@ -33,8 +33,8 @@ const CACHED_BLOCKS: usize = 64;
 const CACHED_IN_ALL: u64 = 128 << 10;
 /// Blocks freed in a shard before it is seen whether a class has some that nobody wants.
 const VISIT: u32 = if cfg!(miri) { 4 } else { 128 };
-/// Sanitizers see when a block is used that was freed only if it comes from the general allocator.
-const DIRECT: bool = cfg!(any(fuzzing, crossbeam_sanitize));
+/// AddressSanitizer sees that a block is used which was freed only if it came from the general allocator.
+const DIRECT: bool = cfg!(any(fuzzing, all(crossbeam_sanitize, not(crossbeam_sanitize_thread))));
 /// Bytes that a shard counts for itself, up or down.
 const UNCOUNTED: i64 = 16 << 10;
 
