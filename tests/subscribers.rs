@@ -787,8 +787,8 @@ fn subscribers_that_are_gone_leave_nothing_behind() -> Result<()> {
     let (before, used) = (resident(), memory_used(&db));
     (1_000..11_000).try_for_each(&mut make)?;
     if let (Some(before), Some(after)) = (before, resident()) {
-        // All prefixes would be 40 MB.
-        assert!(after < before + (24 << 20), "{before} bytes, then {after}");
+        // All prefixes would be 40 MB. A sanitizer keeps what was freed.
+        assert!(cfg!(crossbeam_sanitize) || after < before + (24 << 20), "{before} bytes, then {after}");
     }
     assert!(memory_used(&db) < used + (1 << 20));
     // Nobody is left to be told.
