@@ -315,7 +315,7 @@ impl Config {
     /// again when it is needed. Default: 1 GiB. At least 256; less than 64 KiB counts as 64 KiB.
     ///
     /// Inner nodes count, too, but never leave: when they alone exceed the capacity, everything still works,
-    /// more slowly. What comes on top: 4 MiB of buffers of the log, 8 bytes of table for each page, and up to
+    /// more slowly. What comes on top: 2 MiB of buffers of the log, 8 bytes of table for each page, and up to
     /// 4 MiB of pages before writers wait until others have left.
     ///
     /// # Examples

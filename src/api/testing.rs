@@ -42,7 +42,7 @@ impl Default for Tuning {
         Tuning {
             leaf_bytes: 8192,
             fanout: 128,
-            redo_buffer: 512 << 10,
+            redo_buffer: 256 << 10,
             segment: 512 << 10,
             redo_budget: 0,
             threads: true,
