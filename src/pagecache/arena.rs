@@ -160,6 +160,11 @@ fn own_shard() -> usize {
 }
 
 impl Arena {
+    /// From now on memory is in huge pages of the system: faster to read, but a little more of it.
+    pub fn use_huge_pages(&self) {
+        self.spans.use_huge_pages();
+    }
+
     /// An uninitialised block of at least `size` bytes, 16-byte aligned.
     pub fn alloc(&self, size: usize) -> NonNull<u8> {
         let (class, size) = class(size);

@@ -64,13 +64,16 @@ mod system {
             Some(Memory { start: NonNull::new(start.cast())?, len })
         }
 
-        /// Asks for pages of the usual size: huge ones take up memory that nobody asked for.
-        pub fn keep_small(&self) {
+        /// Asks for huge pages, with which reading is faster, or for small ones, which take up only what was asked for.
+        pub fn advise(&self, huge: bool) {
+            #[cfg(not(any(target_os = "linux", target_os = "android")))]
+            let _ = huge;
             #[cfg(any(target_os = "linux", target_os = "android"))]
             // SAFETY: an advice about a mapping that is this piece's; it changes no content. A kernel without huge pages
             // refuses, which is as well.
             unsafe {
-                libc::madvise(self.start.as_ptr().cast(), self.len, libc::MADV_NOHUGEPAGE);
+                let advice = if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
+                libc::madvise(self.start.as_ptr().cast(), self.len, advice);
             }
         }
 
@@ -129,7 +132,7 @@ mod system {
         }
 
         /// Does nothing here.
-        pub fn keep_small(&self) {}
+        pub fn advise(&self, _huge: bool) {}
 
         /// Gives nothing back, and says so.
         ///
@@ -166,7 +169,7 @@ mod tests {
     #[test]
     fn pages_are_taken_up_when_touched_and_not_when_given_back() {
         let memory = Memory::new(REGION).expect("memory");
-        memory.keep_small();
+        [true, false].map(|huge| memory.advise(huge));
         assert_eq!(resident(&memory), 0);
         // SAFETY: within the piece, which nobody else uses.
         unsafe { memory.start.write_bytes(1, REGION / 2) };

@@ -23,8 +23,6 @@ use std::ops::Range;
 /// Pages of a region.
 pub const PAGES: usize = REGION / PAGE;
 const WORDS: usize = PAGES / 64;
-/// Regions that get no huge pages: a small cache must not take up more than it uses.
-const SMALL: usize = (64 << 20) / REGION;
 /// Dirty pages that may be spare, and one more for so many taken ones.
 pub const SPARE: usize = (512 << 10) / PAGE;
 const SPARE_SHARE: usize = 32;
@@ -144,6 +142,8 @@ pub struct Regions {
     taken: usize,
     /// Dirty pages that went back so far.
     given_back: u64,
+    /// New regions get huge pages of the system. A clean page may take up memory then, as a part of one.
+    pub huge: bool,
 }
 
 /// A page of a region.
@@ -238,9 +238,7 @@ impl Regions {
     fn map(&mut self) -> Option<usize> {
         let memory = Memory::new(REGION)?;
         let number = self.regions.iter().position(Option::is_none).unwrap_or(self.regions.len());
-        if number < SMALL {
-            memory.keep_small();
-        }
+        memory.advise(self.huge);
         let at = self.by_address.partition_point(|(start, _)| *start < memory.address());
         self.by_address.insert(at, (memory.address(), number));
         if number == self.regions.len() {

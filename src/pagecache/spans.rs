@@ -78,6 +78,11 @@ impl Default for Spans {
 }
 
 impl Spans {
+    /// From now on memory is in huge pages of the system.
+    pub fn use_huge_pages(&self) {
+        self.0.lock().regions.huge = true;
+    }
+
     /// An uninitialised block of a class, or, without one, of `size` bytes.
     pub fn alloc(&self, class: Option<usize>, size: usize) -> NonNull<u8> {
         let mut state = self.0.lock();
