@@ -169,7 +169,8 @@ mod tests {
     #[test]
     fn pages_are_taken_up_when_touched_and_not_when_given_back() {
         let memory = Memory::new(REGION).expect("memory");
-        [true, false].map(|huge| memory.advise(huge));
+        memory.advise(true);
+        memory.advise(false);
         assert_eq!(resident(&memory), 0);
         // SAFETY: within the piece, which nobody else uses.
         unsafe { memory.start.write_bytes(1, REGION / 2) };
