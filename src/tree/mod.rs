@@ -27,7 +27,7 @@
 //!   its parent.
 //! - T5: per key, the order of LSNs is the order of publication.
 //!
-//! T6 and T7 are those of commits, in [`intent`].
+//! T6 and T7 are those of commits, in [`intent`]; T8 is that of the number of keys, in [`length`].
 //!
 //! # References
 //!
