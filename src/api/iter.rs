@@ -168,7 +168,7 @@ impl Iter {
     /// # }
     /// ```
     pub fn keys(self) -> impl DoubleEndedIterator<Item = Result<IVec>> + Send + Sync {
-        Keys(self)
+        Part(self, Copied::key)
     }
 
     /// Values only, in the order of their keys.
@@ -185,7 +185,7 @@ impl Iter {
     /// # }
     /// ```
     pub fn values(self) -> impl DoubleEndedIterator<Item = Result<IVec>> + Send + Sync {
-        Values(self)
+        Part(self, Copied::value)
     }
 }
 
@@ -225,15 +225,15 @@ impl DoubleEndedIterator for Iter {
     }
 }
 
-/// What [`Iter::keys`] returns.
-struct Keys(Iter);
+/// What [`Iter::keys`] and [`Iter::values`] return: a part of each pair.
+struct Part<F>(Iter, F);
 
-impl Iterator for Keys {
+impl<F: Fn(&mut Copied) -> Option<IVec>> Iterator for Part<F> {
     type Item = Result<IVec>;
 
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        self.0.pull(false, |copied| copied.key())
+        self.0.pull(false, &self.1)
     }
 
     fn count(self) -> usize {
@@ -241,32 +241,9 @@ impl Iterator for Keys {
     }
 }
 
-impl DoubleEndedIterator for Keys {
+impl<F: Fn(&mut Copied) -> Option<IVec>> DoubleEndedIterator for Part<F> {
     #[inline]
     fn next_back(&mut self) -> Option<Self::Item> {
-        self.0.pull(true, |copied| copied.key())
-    }
-}
-
-/// What [`Iter::values`] returns.
-struct Values(Iter);
-
-impl Iterator for Values {
-    type Item = Result<IVec>;
-
-    #[inline]
-    fn next(&mut self) -> Option<Self::Item> {
-        self.0.pull(false, |copied| copied.value())
-    }
-
-    fn count(self) -> usize {
-        self.0.count()
-    }
-}
-
-impl DoubleEndedIterator for Values {
-    #[inline]
-    fn next_back(&mut self) -> Option<Self::Item> {
-        self.0.pull(true, |copied| copied.value())
+        self.0.pull(true, &self.1)
     }
 }

@@ -26,7 +26,7 @@ pub const FRAME: usize = 5;
 const PADDING: u8 = 0;
 /// What the body of a padding begins with that says something. No record that was given up does: there is no tree of
 /// that id, and no kind of change.
-const NOTE: [u8; 4] = [0xFF; 4];
+pub const NOTE: [u8; 4] = [0xFF; 4];
 
 /// Writes the frame of a record that fills `bytes`.
 #[inline]
@@ -36,9 +36,10 @@ pub fn frame(bytes: &mut [u8], kind: u8) {
     bytes[4] = kind;
 }
 
-/// Writes the frame of a note that fills `bytes`: a record that need not be understood.
+/// Writes frame and mark of a note that fills `bytes`: a record that need not be understood.
 pub fn frame_note(bytes: &mut [u8]) {
     frame(bytes, PADDING);
+    bytes[FRAME..][..NOTE.len()].copy_from_slice(&NOTE);
 }
 
 /// Turns `len` claimed bytes into padding.

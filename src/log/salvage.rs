@@ -272,7 +272,7 @@ impl Remains {
         blocks
     }
 
-    /// The stream from `from` on: blocks, in order, and where it is not sure any more that they belong to it.
+    /// The blocks of the stream, in order, and where it is not sure any more that they belong to it.
     fn stream(&self) -> (Vec<BlockHeader>, Lsn) {
         let Some(superblock) = &self.superblock else { return (self.blocks_from(Lsn(0)), Lsn::MAX) };
         let mut blocks = self.chain(superblock.redo);

@@ -34,7 +34,7 @@ mod spans;
 pub mod status;
 
 pub use crate::log::format::LARGEST;
-pub use crate::log::record::{EachRecord, FRAME, frame as frame_record, frame_note};
+pub use crate::log::record::{EachRecord, FRAME, NOTE, frame as frame_record, frame_note};
 pub use crate::log::salvage::{FoundImage, Remains, search};
 pub use crate::log::scrub::Findings;
 pub use crate::log::{ImageAddr, ImageKind, Log, Page as Run, SegmentKind, Usage};

@@ -203,8 +203,8 @@ impl Forest {
                 }
                 return Ok(Ended::End);
             };
-            // Behind the fence there can be nothing within the bound.
-            if if backwards { !reaches_below(fence, bound) } else { above(fence, bound) } {
+            let is_last = if backwards { !reaches_below(fence, bound) } else { above(fence, bound) };
+            if is_last {
                 return Ok(Ended::Done);
             }
             let next = IVec::from(fence);

@@ -22,11 +22,10 @@
 use super::{BwTree, Forest};
 use crate::base::Lsn;
 use crate::error::Result;
-use crate::pagecache::{FRAME, LARGEST, frame_note};
+use crate::pagecache::{FRAME, LARGEST, NOTE, frame_note};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 const UNKNOWN: i64 = i64::MIN;
-const MARK: [u8; 4] = [0xFF; 4];
 const ENTRY: usize = 12;
 
 /// The number of keys of a tree, as far as it is known.
@@ -100,7 +99,7 @@ pub(super) struct Lengths<'a>(&'a [u8]);
 impl<'a> Lengths<'a> {
     /// Of the body of a padding record; `None`: it is no note.
     pub fn of(body: &'a [u8]) -> Option<Lengths<'a>> {
-        let entries = body.strip_prefix(&MARK)?;
+        let entries = body.strip_prefix(&NOTE)?;
         entries.len().is_multiple_of(ENTRY).then_some(Lengths(entries))
     }
 
@@ -160,7 +159,7 @@ impl Forest {
     pub fn note_lengths(&self) -> Result<()> {
         let trees = self.catalog.list();
         let known: Vec<_> = trees.iter().filter_map(|tree| Some((tree.id, tree.length.get()?))).collect();
-        let len = MARK.len() + ENTRY * known.len();
+        let len = NOTE.len() + ENTRY * known.len();
         // Relaxed: closing is alone.
         let is_last = self.log().redo_tail() > 0 && self.noted.load(Ordering::Relaxed) == self.log().end().0;
         if known.is_empty() || is_last && self.noted_bytes.load(Ordering::Relaxed) == len {
@@ -168,8 +167,7 @@ impl Forest {
         }
         let mut space = self.cache.reserve(FRAME + len)?;
         frame_note(space.bytes());
-        let (mark, entries) = space.bytes()[FRAME..].split_at_mut(MARK.len());
-        mark.copy_from_slice(&MARK);
+        let entries = &mut space.bytes()[FRAME + NOTE.len()..];
         for (entry, (id, len)) in entries.chunks_exact_mut(ENTRY).zip(known) {
             entry[..4].copy_from_slice(&id.to_le_bytes());
             entry[4..].copy_from_slice(&len.to_le_bytes());

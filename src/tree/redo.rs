@@ -127,14 +127,19 @@ pub fn transaction_len(changes: impl Iterator<Item = (usize, usize)>) -> usize {
     changes.fold(FRAME, |len, (key, rest)| len.saturating_add(CHANGE + key).saturating_add(rest))
 }
 
+/// What a record of this kind with this body changes; `None`: no encoder writes it.
+pub fn decode(kind: u8, body: &[u8]) -> Option<Vec<Record<'_>>> {
+    match kind {
+        kind::TRANSACTION => decode_transaction(body),
+        // Whatever it says, it need not be understood.
+        kind::NOTE => Some(Vec::new()),
+        _ => Record::decode(kind, body).map(|record| vec![record]),
+    }
+}
+
 /// Whether an encoder could have written a record of this kind with this body.
 pub fn is_well_formed(kind: u8, body: &[u8]) -> bool {
-    match kind {
-        kind::TRANSACTION => decode_transaction(body).is_some(),
-        // Whatever it says, it need not be understood.
-        kind::NOTE => true,
-        _ => Record::decode(kind, body).is_some(),
-    }
+    decode(kind, body).is_some()
 }
 
 /// Writes the record of a transaction: the frame into `out`, then each change with what this returns.

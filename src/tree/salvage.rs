@@ -196,13 +196,11 @@ impl Found {
 /// Puts what remains together.
 struct Puzzle<'a> {
     remains: &'a Remains,
-    /// What the directory lists, if it says which images count.
-    runs: Vec<Run>,
+    /// The runs that the directory lists, if it says which images count.
+    listed: Option<Vec<Run>>,
     trees: BTreeMap<u32, Found>,
     /// Smaller ids that are not in `trees` are of dropped trees.
     next_tree: u32,
-    /// Whether the directory says which images count.
-    is_listed: bool,
     id_floor: u64,
 }
 
@@ -254,15 +252,14 @@ fn read_directory(remains: &Remains, image: ImageAddr, nonce: u64) -> Option<Dir
 /// # Errors
 /// What the sink returns.
 pub fn salvage_remains(remains: &Remains, sink: &mut dyn Sink) -> Result<(bool, u64)> {
-    let (runs, trees) = (Vec::new(), BTreeMap::new());
-    let mut puzzle = Puzzle { remains, runs, trees, next_tree: 0, is_listed: false, id_floor: 0 };
+    let mut puzzle = Puzzle { remains, listed: None, trees: BTreeMap::new(), next_tree: 0, id_floor: 0 };
     puzzle.find_trees(sink);
     for found in puzzle.trees.values() {
         sink.tree(&found.name)?;
         puzzle.copy_images(found, sink)?;
     }
     let is_complete = puzzle.replay(sink)?;
-    Ok((puzzle.is_listed && is_complete, puzzle.id_floor))
+    Ok((puzzle.listed.is_some() && is_complete, puzzle.id_floor))
 }
 
 impl Puzzle<'_> {
@@ -272,7 +269,7 @@ impl Puzzle<'_> {
             let (offset, bytes) = superblock.root;
             if bytes == 0 {
                 // There was no checkpoint: everything is in the redo stream.
-                self.is_listed = true;
+                self.listed = Some(Vec::new());
                 self.add_tree(DEFAULT_ID, DEFAULT_TREE);
                 self.next_tree = DEFAULT_ID + 1;
                 return;
@@ -281,10 +278,8 @@ impl Puzzle<'_> {
             let directory =
                 found.and_then(|image| read_directory(self.remains, image, superblock.root_nonce));
             if let Some(directory) = directory.filter(|directory| directory.is_whole) {
-                self.is_listed = true;
                 self.next_tree = directory.root.next_tree;
-                self.runs = directory.runs;
-                self.take_listing(directory.items, sink);
+                self.take_listing(directory.runs, directory.items, sink);
                 return;
             }
         }
@@ -305,7 +300,7 @@ impl Puzzle<'_> {
     }
 
     /// The directory says what counts.
-    fn take_listing(&mut self, items: Vec<Item>, sink: &mut dyn Sink) {
+    fn take_listing(&mut self, runs: Vec<Run>, items: Vec<Item>, sink: &mut dyn Sink) {
         let mut id = 0;
         let mut last: Option<Vec<u8>> = None;
         for item in items {
@@ -319,7 +314,7 @@ impl Puzzle<'_> {
                 Item::End => continue,
             };
             // One that an earlier use of the segment left is not the one that is meant.
-            let nonce = nonce_in(&self.runs, image).unwrap_or(0);
+            let nonce = nonce_in(&runs, image).unwrap_or(0);
             let whole = self.remains.find(image, nonce);
             let holds = whole.map_or(Holds::default(), |found| found.header.holds);
             let found = self.trees.entry(id).or_default();
@@ -340,6 +335,7 @@ impl Puzzle<'_> {
                 }
             }
         }
+        self.listed = Some(runs);
     }
 
     /// The newest images count.
@@ -402,7 +398,7 @@ impl Puzzle<'_> {
             let leaf = bytes.as_ref().and_then(|bytes| Leaf::validate(bytes).ok());
             // One that the directory lists has exactly the keys up to the next one.
             let fits = |leaf: &Leaf<'_>| {
-                !self.is_listed || leaf.low() == *low && leaf.high() == piece.high.as_deref()
+                self.listed.is_none() || leaf.low() == *low && leaf.high() == piece.high.as_deref()
             };
             let Some(leaf) = leaf.filter(fits) else {
                 let damage = self.remains.damage(image.offset(), image.bytes(), "malformed leaf");
@@ -419,7 +415,8 @@ impl Puzzle<'_> {
                     Value::Inline(value) => sink.set(&found.name, &key, Some(value))?,
                     Value::Big(big) => {
                         let big = BigRef::decode(big);
-                        let nonce = self.is_listed.then(|| nonce_in(&self.runs, big.image).unwrap_or(0));
+                        let listed = self.listed.as_ref();
+                        let nonce = listed.map(|runs| nonce_in(runs, big.image).unwrap_or(0));
                         self.copy_big(found, &key, big, nonce, sink)?;
                     }
                     Value::Gone => {}
@@ -467,14 +464,7 @@ impl Puzzle<'_> {
         let gaps: Vec<Lsn> = gaps.into_iter().map(|(lsn, _)| lsn).collect();
         let mut is_complete = gaps.is_empty();
         let mut each = |lsn: Lsn, kind, body: &[u8]| {
-            if kind == redo::kind::NOTE {
-                return Ok(());
-            }
-            let records = match kind {
-                redo::kind::TRANSACTION => redo::decode_transaction(body),
-                _ => Record::decode(kind, body).map(|record| vec![record]),
-            };
-            let Some(records) = records else {
+            let Some(records) = redo::decode(kind, body) else {
                 is_complete = false;
                 let what = format!("a record of kind {kind} at LSN {} of the redo log cannot be read", lsn.0);
                 sink.lose(remains.damage(0, 0, &what));

@@ -240,13 +240,8 @@ impl Forest {
     pub(super) fn replay(&self, lsn: Lsn, kind: u8, body: &[u8], captured: Lsn) -> Result<bool> {
         if kind == super::redo::kind::NOTE {
             self.take_lengths(lsn, body);
-            return Ok(true);
         }
-        let records = match kind {
-            super::redo::kind::TRANSACTION => super::redo::decode_transaction(body),
-            _ => Record::decode(kind, body).map(|record| vec![record]),
-        };
-        let Some(records) = records else {
+        let Some(records) = super::redo::decode(kind, body) else {
             log::error!("redo record of kind {kind} at LSN {} cannot be read", lsn.0);
             let known = (1..=super::redo::kind::TRANSACTION).contains(&kind);
             return Err(if known {
