@@ -21,17 +21,6 @@ use crate::error::Result;
 use crate::ivec::IVec;
 use std::ops::{Bound, Range};
 
-/// Where a step of [`Forest::step`] starts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Start {
-    /// With this key, if it is there.
-    At(Vec<u8>),
-    /// With the next key after (or, downwards, before) this one.
-    Beyond(Vec<u8>),
-    /// Downwards only: with the last key there is.
-    End,
-}
-
 /// How a step ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -42,20 +31,6 @@ pub enum Ended {
     /// The end of the tree was reached; keys may be inserted there.
     End,
 }
-
-/// Where the next step starts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Next {
-    /// There.
-    From(Start),
-    /// There is nothing more within the bound.
-    Done,
-    /// The end of the tree was reached; keys may be inserted there.
-    End,
-}
-
-/// Pairs that were copied out.
-pub type Pairs = std::collections::VecDeque<(IVec, IVec)>;
 
 /// What a step is to copy.
 #[derive(Clone, Copy, Debug)]
@@ -266,40 +241,10 @@ impl Forest {
         Ok(runs.is_cut(backwards))
     }
 
-    /// As [`Self::copy`], upwards and as pairs.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn step(
-        &self,
-        tree: &BwTree,
-        from: &Start,
-        end: &Bound<IVec>,
-        limit: usize,
-        out: &mut Pairs,
-    ) -> Result<Next> {
-        let mut start = match from {
-            Start::At(key) => Bound::Included(IVec::from(&key[..])),
-            Start::Beyond(key) => Bound::Excluded(IVec::from(&key[..])),
-            Start::End => Bound::Unbounded,
-        };
-        let mut copied = Copied::default();
-        let wanted = Wanted { bound: end, backwards: false, most: limit };
-        let ended = self.copy(tree, &mut start, wanted, &mut copied);
-        out.extend(std::iter::from_fn(|| copied.pair()));
-        Ok(match (ended?, start) {
-            (Ended::More, Bound::Included(key)) => Next::From(Start::At(key.to_vec())),
-            (Ended::More, Bound::Excluded(key)) => Next::From(Start::Beyond(key.to_vec())),
-            (Ended::More, Bound::Unbounded) => Next::From(Start::End),
-            (Ended::Done, _) => Next::Done,
-            (Ended::End, _) => Next::End,
-        })
-    }
-
     /// Number of keys, leaf by leaf, without copying anything.
     ///
     /// # Errors
-    /// As for [`Self::step`].
+    /// As for [`Self::copy`].
     pub fn count(&self, tree: &BwTree) -> Result<usize> {
         let mut total = 0;
         let mut next = Vec::new();

@@ -11,7 +11,8 @@
 //! the redo stream are made on top. A record that an image holds already is not: it could bring back an older value if
 //! a later record is missing.
 
-use super::cursor::{Next, Pairs, Start, successor};
+use super::copied::Copied;
+use super::cursor::{Ended, Wanted, successor};
 use super::delta::gather;
 use super::leaf::{BigRef, Leaf, Value};
 use super::redo::{self, Record};
@@ -62,22 +63,25 @@ impl Forest {
     }
 
     fn salvage_tree(&self, tree: &BwTree, sink: &mut dyn Sink) -> Result<()> {
-        let mut from = Start::At(Vec::new());
+        let (mut start, mut copied) = (Bound::Included(IVec::default()), Copied::default());
+        let wanted = Wanted { bound: &Bound::Unbounded, backwards: false, most: STEP };
         loop {
-            let mut pairs = Pairs::new();
-            let step = self.step(tree, &from, &Bound::Unbounded, STEP, &mut pairs);
-            let reached = match (pairs.back(), &from) {
-                (Some((key, _)), _) => successor(key),
-                (None, Start::At(key)) => key.clone(),
-                (None, Start::Beyond(key)) => successor(key),
-                (None, Start::End) => return Ok(()),
+            copied.clear();
+            let step = self.copy(tree, &mut start, wanted, &mut copied);
+            let mut reached = match &start {
+                Bound::Included(key) => key.to_vec(),
+                Bound::Excluded(key) => successor(key),
+                Bound::Unbounded => unreachable!("no step upwards starts at the end"),
             };
-            pairs.iter().try_for_each(|(key, value)| sink.set(&tree.name, key, Some(value)))?;
+            while let Some((key, value)) = copied.pair() {
+                sink.set(&tree.name, &key, Some(&value))?;
+                reached = successor(&key);
+            }
             match step {
-                Ok(Next::From(next)) => from = next,
-                Ok(Next::Done | Next::End) => return Ok(()),
+                Ok(Ended::More) => {}
+                Ok(Ended::Done | Ended::End) => return Ok(()),
                 Err(error) => match self.skip(tree, &reached, error, sink)? {
-                    Some(next) => from = Start::At(next),
+                    Some(next) => start = Bound::Included(IVec::from(next)),
                     None => return Ok(()),
                 },
             }
