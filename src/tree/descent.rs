@@ -50,37 +50,61 @@ fn is_child(leaf: Leaf<'_>, node: Inner<'_>, i: usize) -> bool {
     is_between(leaf, &node.separator(i), node.end(i).as_deref())
 }
 
-/// What the walk is to end at.
-#[derive(Clone, Copy, Debug)]
-enum Goal<'a> {
-    /// The leaf whose range has the key.
-    Key(&'a [u8]),
-    /// The leaf with the greatest keys below this; `None` = the last leaf.
-    Before(Option<&'a [u8]>),
+/// What a walk is to end at.
+trait Goal: Copy {
+    fn is_past_inner(self, node: Inner<'_>) -> bool;
+    fn is_past_leaf(self, leaf: Leaf<'_>) -> bool;
+    /// Index of the child to go on at.
+    fn child(self, node: Inner<'_>) -> usize;
+    /// A key that the leaf may have.
+    fn key(&self) -> &[u8];
 }
 
-impl Goal<'_> {
+/// The leaf whose range has the key.
+#[derive(Clone, Copy, Debug)]
+struct Of<'a>(&'a [u8]);
+
+impl Goal for Of<'_> {
+    #[inline(always)]
     fn is_past_inner(self, node: Inner<'_>) -> bool {
-        match self {
-            Goal::Key(key) => node.is_past(key),
-            Goal::Before(Some(key)) => node.high().is_some_and(|high| high < key),
-            Goal::Before(None) => node.high().is_some(),
-        }
+        node.is_past(self.0)
+    }
+
+    #[inline(always)]
+    fn is_past_leaf(self, leaf: Leaf<'_>) -> bool {
+        leaf.is_past(self.0)
+    }
+
+    #[inline(always)]
+    fn child(self, node: Inner<'_>) -> usize {
+        node.find(self.0)
+    }
+
+    fn key(&self) -> &[u8] {
+        self.0
+    }
+}
+
+/// The leaf with the greatest keys below this; `None` = the last leaf.
+#[derive(Clone, Copy, Debug)]
+struct Before<'a>(Option<&'a [u8]>);
+
+impl Goal for Before<'_> {
+    fn is_past_inner(self, node: Inner<'_>) -> bool {
+        node.high().is_some_and(|high| self.0.is_none_or(|key| high < key))
     }
 
     fn is_past_leaf(self, leaf: Leaf<'_>) -> bool {
-        match self {
-            Goal::Key(key) => leaf.is_past(key),
-            Goal::Before(Some(key)) => leaf.high().is_some_and(|high| high < key),
-            Goal::Before(None) => leaf.high().is_some(),
-        }
+        leaf.high().is_some_and(|high| self.0.is_none_or(|key| high < key))
     }
 
     fn child(self, node: Inner<'_>) -> usize {
-        match self {
-            Goal::Key(key) => node.find(key),
-            Goal::Before(key) => node.find_before(key),
-        }
+        node.find_before(self.0)
+    }
+
+    fn key(&self) -> &[u8] {
+        // No key is greater, but for those that start with as many such bytes.
+        self.0.unwrap_or(&[0xFF; 64])
     }
 }
 
@@ -91,7 +115,7 @@ impl Forest {
     /// What faulting it in failed with; `CollectionNotFound` when the tree is gone.
     #[inline]
     pub(super) fn leaf<'g>(&self, tree: &BwTree, key: &[u8], guard: &'g Guard) -> Result<At<'g>> {
-        self.walk(tree, Goal::Key(key), guard)
+        self.walk(tree, Of(key), guard)
     }
 
     /// The leaf with the greatest keys below `key`, in memory; `None` = the last leaf.
@@ -104,13 +128,14 @@ impl Forest {
         key: Option<&[u8]>,
         guard: &'g Guard,
     ) -> Result<At<'g>> {
-        self.walk(tree, Goal::Before(key), guard)
+        self.walk(tree, Before(key), guard)
     }
 
     #[inline]
-    fn walk<'g>(&self, tree: &BwTree, goal: Goal<'_>, guard: &'g Guard) -> Result<At<'g>> {
+    fn walk<'g>(&self, tree: &BwTree, goal: impl Goal, guard: &'g Guard) -> Result<At<'g>> {
         let mut pid = tree.root;
         let mut astray = 0;
+        let mut is_leaf = false;
         loop {
             let (frame, merging) = match self.cache.load(pid, guard).1 {
                 PageState::Resident(frame) => (frame, false),
@@ -130,8 +155,12 @@ impl Forest {
                     continue;
                 }
             };
+            if is_leaf {
+                frame.prefetch();
+            }
             if frame.kind() == FrameKind::Inner {
                 let node = Inner::new(frame.base());
+                is_leaf = node.level() == 1;
                 pid = if goal.is_past_inner(node) { node.right() } else { node.child(goal.child(node)) };
                 debug_assert_ne!(pid, 0, "T1: what is past a node is at its right");
                 continue;
@@ -172,7 +201,7 @@ impl Forest {
     fn fault(
         &self,
         tree: &BwTree,
-        goal: Goal<'_>,
+        goal: impl Goal,
         (pid, image): (u32, ImageAddr),
         guard: &Guard,
     ) -> Result<()> {
@@ -200,13 +229,8 @@ impl Forest {
 
     /// Says of damage to a leaf, which a walk to `goal` came to, which keys it concerns: those between the separators.
     #[cold]
-    fn concerns_leaf(&self, tree: &BwTree, goal: Goal<'_>, pid: u32, error: Error, guard: &Guard) -> Error {
-        let key = match goal {
-            Goal::Key(key) | Goal::Before(Some(key)) => key,
-            // No key is greater, but for those that start with as many such bytes.
-            Goal::Before(None) => &[0xFF; 64],
-        };
-        match self.inner_at(tree, 1, key, guard) {
+    fn concerns_leaf(&self, tree: &BwTree, goal: impl Goal, pid: u32, error: Error, guard: &Guard) -> Error {
+        match self.inner_at(tree, 1, goal.key(), guard) {
             Ok(None) => error.concerns(&tree.name, b"", None),
             Ok(Some((at, _))) => {
                 let node = Inner::new(at.frame.base());
@@ -221,7 +245,7 @@ impl Forest {
 
     /// Whether a leaf has the fences that the lowest inner node says, if it was reached from there, and not from its left
     /// sibling, which knows where it starts only.
-    fn fits(&self, tree: &BwTree, goal: Goal<'_>, pid: u32, leaf: Leaf<'_>, guard: &Guard) -> Result<bool> {
+    fn fits(&self, tree: &BwTree, goal: impl Goal, pid: u32, leaf: Leaf<'_>, guard: &Guard) -> Result<bool> {
         let mut at = tree.root;
         loop {
             let frame = match self.cache.load(at, guard).1 {
@@ -289,7 +313,7 @@ impl Forest {
 
     /// Which frame is current for a leaf that is being merged: its own while the page it goes into still ends where it
     /// starts, and the merged one from then on. `None`: it is neither of these any more.
-    fn merged_into<'g>(&self, at: At<'g>, goal: Goal<'_>, guard: &'g Guard) -> Option<At<'g>> {
+    fn merged_into<'g>(&self, at: At<'g>, goal: impl Goal, guard: &'g Guard) -> Option<At<'g>> {
         let pid = at.frame.merge_into();
         let (_, PageState::Resident(into)) = self.cache.load(pid, guard) else { return None };
         let own = match into.kind() {

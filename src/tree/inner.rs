@@ -12,7 +12,8 @@
 //! | 12 | 4 | low fence length |
 //! | 16 | 4 | high fence length, `u32::MAX` = no upper end |
 //! | 20 | 4 | PID of the right sibling, 0 = none |
-//! | 24 | 8 (n-1) | heads: the first 8 bytes of each separator after the prefix, big-endian value |
+//! | 24 | 8 | head of the high fence: its first 8 bytes, big-endian value; all ones = no upper end |
+//! | 32 | 8 (n-1) | heads: the same of each separator after the prefix |
 //! | . | 4 n | PIDs of the children |
 //! | . | 4 n | ends of the separators' suffixes, the first one 0 |
 //! | . | . | suffixes, low fence, high fence |
@@ -25,7 +26,7 @@
 
 use super::common_prefix;
 
-const HEADER: usize = 24;
+const HEADER: usize = 32;
 const NO_HIGH: u32 = u32::MAX;
 
 /// First eight bytes as a number that orders like them; shorter ones are padded with zeros.
@@ -92,10 +93,10 @@ impl<'a> Inner<'a> {
         (self.field(16) != NO_HIGH).then(|| &self.bytes[self.bytes.len() - self.high_len()..])
     }
 
+    /// The heads of all separators.
     #[inline]
-    fn head(self, i: usize) -> u64 {
-        let at = HEADER + 8 * i;
-        u64::from_le_bytes(self.bytes[at..at + 8].try_into().expect("eight bytes"))
+    fn heads(self) -> &'a [[u8; 8]] {
+        self.bytes[HEADER..HEADER + 8 * (self.children() - 1)].as_chunks().0
     }
 
     /// PID of child `i`.
@@ -123,7 +124,9 @@ impl<'a> Inner<'a> {
     /// Whether the key lies past the range: the node was split and this is the left part.
     #[inline]
     pub fn is_past(self, key: &[u8]) -> bool {
-        self.high().is_some_and(|high| key >= high)
+        let high = u64::from_le_bytes(self.bytes[24..HEADER].try_into().expect("eight bytes"));
+        // The head decides for most keys, without a look at the far end of the node.
+        head(key) >= high && self.high().is_some_and(|high| key >= high)
     }
 
     /// First key past the range of child `i`; `None` = the range has no upper end.
@@ -190,29 +193,35 @@ impl<'a> Inner<'a> {
     }
 
     /// Index of the child whose range has `key`, which must be below the high fence and not below the low.
-    #[inline]
+    #[inline(always)]
     pub fn find(self, key: &[u8]) -> usize {
         debug_assert!(key >= self.low() && self.high().is_none_or(|high| key < high), "T1: key is covered");
         let suffix = &key[self.field(8) as usize..];
         let wanted = head(suffix);
         // Heads first: the first separator whose head is not below the key's, ...
-        let (mut low, mut len) = (0, self.children() - 1);
-        while len > 0 {
-            let half = len / 2;
-            let below = self.head(low + half) < wanted;
-            low = if below { low + half + 1 } else { low };
-            len = if below { len - half - 1 } else { half };
+        let heads = self.heads();
+        let low = heads.partition_point(|head| u64::from_le_bytes(*head) < wanted);
+        if heads.get(low) != Some(&wanted.to_le_bytes()) {
+            return low;
         }
         // ... then, among those with the same head, by their whole suffixes.
+        self.find_among_equal(low, wanted, suffix)
+    }
+
+    /// Number of separators up to `suffix`, of which the first with the head `wanted`, which it has too, is `low`.
+    #[cold]
+    fn find_among_equal(self, mut low: usize, wanted: u64, suffix: &[u8]) -> usize {
+        let heads = self.heads();
+        let is_equal = |i: usize| u64::from_le_bytes(heads[i]) == wanted;
         let mut high = low;
         let mut step = 1;
-        while high < self.children() - 1 && self.head(high) == wanted {
-            high = (high + step).min(self.children() - 1);
+        while high < heads.len() && is_equal(high) {
+            high = (high + step).min(heads.len());
             step *= 2;
         }
         while low < high {
             let middle = low + (high - low) / 2;
-            if self.head(middle) == wanted && self.suffix(middle) <= suffix {
+            if is_equal(middle) && self.suffix(middle) <= suffix {
                 low = middle + 1;
             } else {
                 high = middle;
@@ -235,6 +244,7 @@ pub fn build(level: u32, children: &[(&[u8], u32)], high: Option<&[u8]>, right: 
     node.extend_from_slice(&field(low.len()));
     node.extend_from_slice(&high.map_or(NO_HIGH.to_le_bytes(), |high| field(high.len())));
     node.extend_from_slice(&right.to_le_bytes());
+    node.extend_from_slice(&high.map_or(u64::MAX, head).to_le_bytes());
     let suffixes = || children[1..].iter().map(|(key, _)| &key[prefix..]);
     suffixes().for_each(|suffix| node.extend_from_slice(&head(suffix).to_le_bytes()));
     children.iter().for_each(|(_, pid)| node.extend_from_slice(&pid.to_le_bytes()));

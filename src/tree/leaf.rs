@@ -62,6 +62,7 @@ pub use value::{BigRef, Value};
 
 use super::common_prefix;
 use super::inner::head;
+use crate::base::prefetch;
 use std::cmp::Ordering;
 use std::ops::Range;
 
@@ -69,6 +70,9 @@ const HEADER: usize = 32;
 const NO_HIGH: u32 = u32::MAX;
 const LONG_KEY: usize = 0xFFFF;
 const KIND_SHIFT: u32 = 14;
+
+/// Bytes of a record that a point read asks for at once; more come by themselves, as they are read in order.
+const RECORD_FIRST: usize = 512;
 
 /// Longest value that a record holds inline, bytes.
 pub const MAX_INLINE: usize = (1 << KIND_SHIFT) - 1;
@@ -89,7 +93,9 @@ pub fn fingerprint(key: &[u8]) -> u16 {
         hash = (hash ^ word).wrapping_mul(K).rotate_left(29);
     }
     let mut tail = [0; 8];
-    tail[..words.remainder().len()].copy_from_slice(words.remainder());
+    if !words.remainder().is_empty() {
+        tail[..words.remainder().len()].copy_from_slice(words.remainder());
+    }
     hash = (hash ^ u64::from_le_bytes(tail)).wrapping_mul(K);
     // The greatest is what marks several keys in a slot.
     ((hash >> 48) as u16).min(u16::MAX - 1)
@@ -280,6 +286,14 @@ impl<'a> Leaf<'a> {
         }
     }
 
+    /// Asks the memory for record `i`, and waits for none of it.
+    #[inline(always)]
+    fn prefetch(self, i: usize) {
+        let starts = self.starts();
+        let (start, end) = (starts.get(i), starts.get(i + 1));
+        prefetch(self.bytes.as_ptr().wrapping_add(start), end.saturating_sub(start).min(RECORD_FIRST));
+    }
+
     /// The fingerprint of record `i`.
     #[inline]
     pub fn fingerprint(self, i: usize) -> u8 {
@@ -291,33 +305,41 @@ impl<'a> Leaf<'a> {
     pub fn find(self, key: &[u8], fingerprint: u16) -> Option<Value<'a>> {
         debug_assert!(self.covers(key), "T1: the descent ends at the leaf of the key");
         let suffix = &key[self.field(4) as usize..];
-        let wanted = fingerprint as u8;
         let mut block = 0;
-        while block < self.len() {
-            let mut hits = self.matches(block, wanted);
+        loop {
+            let mut hits = self.matches(block, fingerprint as u8);
             while hits != 0 {
-                let (found, value) = self.record(block + hits.trailing_zeros() as usize);
+                let i = block + hits.trailing_zeros() as usize;
+                self.prefetch(i);
+                let (found, value) = self.record(i);
                 if found == suffix {
                     return Some(value);
                 }
                 hits &= hits - 1;
             }
-            block += 16;
+            block += 64;
+            if block >= self.len() {
+                return None;
+            }
         }
-        None
     }
 
-    /// Which of the sixteen records from `block` on have the fingerprint, as bits.
-    #[inline]
-    fn matches(self, block: usize, wanted: u8) -> u32 {
+    /// Which of the 64 records from `block` on have the fingerprint, as bits.
+    #[inline(always)]
+    fn matches(self, block: usize, wanted: u8) -> u64 {
         let left = self.len() - block;
-        let mask = if left >= 16 { 0xFFFF } else { (1 << left) - 1 };
+        let mask = if left >= 64 { u64::MAX } else { (1 << left) - 1 };
         let at = HEADER + block;
-        match self.bytes.get(at..at + 16) {
-            Some(sixteen) => equal_bytes(sixteen.try_into().expect("sixteen bytes"), wanted) & mask,
+        match self.bytes.get(at..at + 64) {
+            // All of them at once, whatever is behind the last: where a leaf ends is hard to predict.
+            Some(some) => {
+                let sixteens = some.as_chunks().0.iter().enumerate();
+                let hits = |(i, sixteen)| u64::from(equal_bytes(sixteen, wanted)) << (16 * i);
+                sixteens.map(hits).fold(0, |all, hits| all | hits) & mask
+            }
             None => {
                 let each = self.bytes[at..at + left].iter().enumerate();
-                each.fold(0, |hits, (i, f)| hits | (u32::from(*f == wanted) << i))
+                each.fold(0, |hits, (i, f)| hits | (u64::from(*f == wanted) << i))
             }
         }
     }
