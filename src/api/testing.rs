@@ -288,7 +288,7 @@ fn use_leaf(leaf: Leaf<'_>) {
         ([leaf.prefix(), key].concat(), value)
     };
     let records: Vec<(Vec<u8>, Value<'_>)> = (0..leaf.len()).map(record).collect();
-    let mut builder = LeafBuilder::new(leaf.low(), leaf.high());
+    let mut builder = LeafBuilder::new(leaf.low(), leaf.high(), leaf.len(), leaf.payload());
     for (i, (key, value)) in records.iter().enumerate() {
         assert!(leaf.covers(key) && !leaf.is_past(key) && leaf.lower_bound(key) == i, "T2: {key:?}");
         // Fingerprints are not validated: a wrong one hides its key, and nothing else.

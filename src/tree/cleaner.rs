@@ -233,9 +233,9 @@ impl Forest {
         let used = at.frame.freeze();
         if big {
             let below = at.frame.overlay().then(|| self.cache.read_below(at.frame).ok()).flatten();
-            let gathered = super::delta::gather(at.frame, used, below.as_deref().map(Leaf::new));
+            let gathered = super::fold::gather(at.frame, used, below.as_deref().map(Leaf::new));
             self.cache.kill_all(&gathered.dropped);
-            let live = gathered.entries.iter().filter_map(|entry| super::delta::big_image(entry.value));
+            let live = gathered.records.iter().filter_map(|entry| super::delta::big_image(entry.value));
             live.for_each(|image| self.cache.kill(image));
         }
         self.cache.kill(at.frame.disk());

@@ -7,8 +7,9 @@
 //! that nobody knows, then one CAS replaces the page by its left part, from which the others are reached; then their
 //! separators are posted. The root keeps its PID: its parts all get new ones.
 
-use super::delta::{Entry, build, gather};
+use super::delta::Entry;
 use super::descent::At;
+use super::fold::{Records, gather};
 use super::leaf::{BigRef, Leaf, Value, fingerprint, separator};
 use super::redo::{big_rest, encode_transaction, kind, transaction_len};
 use super::{BwTree, Forest, add};
@@ -27,9 +28,6 @@ pub(super) enum Fold {
     /// Without, as long as it is small: nothing is read.
     Blind,
 }
-
-/// What a record costs besides its key and value.
-const RECORD: usize = 9;
 
 /// A part of a leaf that is split.
 struct Part {
@@ -78,14 +76,14 @@ impl Forest {
             None
         };
         let gathered = gather(at.frame, used, below);
-        let shared = leaf.prefix().len() * gathered.entries.len();
-        let total = gathered.bytes + RECORD * gathered.entries.len() - shared;
+        let records = &gathered.records;
+        let total = records.size(leaf.prefix().len());
         let first_lsn = at.frame.first_lsn().min(gathered.lsns.0);
         let newest = at.frame.newest().max(gathered.lsns.1);
         let carried = &gathered.carried;
         add(&self.counters.consolidations);
-        let replaced = if blind || total <= self.options.leaf || gathered.entries.len() < 2 {
-            let base = build(&gathered.entries, leaf.low(), leaf.high());
+        let replaced = if blind || total <= self.options.leaf || records.len() < 2 {
+            let base = records.build(leaf.low(), leaf.high());
             let new = NewFrame {
                 kind: FrameKind::Leaf,
                 overlay: blind,
@@ -104,9 +102,9 @@ impl Forest {
             }
             replaced
         } else {
-            let appends = leaf.high().is_none() && Self::only_appends(&gathered.entries, leaf);
-            let cuts = self.cuts(&gathered.entries, total, leaf.prefix().len(), appends);
-            let parts = Self::parts(&gathered.entries, &cuts, leaf);
+            let appends = leaf.high().is_none() && records.only_append_to(leaf);
+            let cuts = self.cuts(records, total, leaf.prefix().len(), appends);
+            let parts = Self::parts(records, &cuts, leaf);
             let parts = Parts { parts, newest, from: at.frame, carried: carried.clone() };
             if at.pid == tree.root {
                 self.split_root(tree, at, &parts, guard)?
@@ -140,10 +138,10 @@ impl Forest {
         if !gathered.carried.is_empty() {
             return Ok(false);
         }
-        if gathered.entries.is_empty() {
+        if gathered.records.is_empty() {
             return Ok(true);
         }
-        let changes: Vec<_> = gathered.entries.iter().map(|entry| self.logged(entry)).collect();
+        let changes: Vec<_> = gathered.records.iter().map(|entry| self.logged(&entry)).collect();
         let len = changes.iter().map(|(_, key, rest)| (key.len(), rest.len()));
         let mut space = self.cache.reserve(transaction_len(len))?;
         let mut encoder = encode_transaction(space.bytes());
@@ -151,7 +149,7 @@ impl Forest {
         debug_assert!(encoder.is_full(), "the length that was announced");
         let lsn = space.lsn();
         let leaf = at.leaf();
-        let base = build(&gathered.entries, leaf.low(), leaf.high());
+        let base = gathered.records.build(leaf.low(), leaf.high());
         let new = NewFrame {
             kind: FrameKind::Leaf,
             overlay: true,
@@ -184,17 +182,8 @@ impl Forest {
         }
     }
 
-    /// Whether all changes are past the base: keys come in ascending order.
-    fn only_appends(entries: &[Entry<'_>], leaf: Leaf<'_>) -> bool {
-        let len = leaf.len();
-        len > 0
-            && entries.len() > len
-            && entries[len - 1].rest == leaf.record(len - 1).0
-            && entries[..len].iter().all(|entry| entry.replaced.is_none())
-    }
-
     /// Where to cut: the first entry of each part but the first.
-    fn cuts(&self, entries: &[Entry<'_>], total: usize, shared: usize, appends: bool) -> Vec<usize> {
+    fn cuts(&self, records: &Records<'_>, total: usize, prefix: usize, appends: bool) -> Vec<usize> {
         let goal = if appends {
             self.options.leaf / 10 * 9
         } else {
@@ -203,9 +192,7 @@ impl Forest {
         };
         let mut cuts = Vec::new();
         let mut size = 0;
-        for (i, entry) in entries.iter().enumerate() {
-            let key = entry.prefix.len() + entry.rest.len() - shared;
-            let bytes = RECORD + key + super::delta::value_len(entry.value);
+        for (i, bytes) in records.sizes(prefix).enumerate() {
             if size > 0 && size + bytes / 2 > goal {
                 cuts.push(i);
                 size = 0;
@@ -213,22 +200,28 @@ impl Forest {
             size += bytes;
         }
         if cuts.is_empty() {
-            cuts.push(entries.len() / 2);
+            cuts.push(records.len() / 2);
         }
         cuts
     }
 
-    fn parts(entries: &[Entry<'_>], cuts: &[usize], leaf: Leaf<'_>) -> Vec<Part> {
+    fn parts(records: &Records<'_>, cuts: &[usize], leaf: Leaf<'_>) -> Vec<Part> {
         let mut lows = vec![leaf.low().to_vec()];
         for cut in cuts {
-            lows.push(separator(&entries[cut - 1].key(), &entries[*cut].key()).to_vec());
+            let around = records.slice(cut - 1..cut + 1);
+            let mut around = around.iter().map(|entry| entry.key());
+            let (before, behind) =
+                around.next().zip(around.next()).expect("something on both sides of a cut");
+            lows.push(separator(&before, &behind).to_vec());
         }
-        let ends = cuts.iter().copied().chain([entries.len()]);
+        let ends = cuts.iter().copied().chain([records.len()]);
         let starts = [0].into_iter().chain(cuts.iter().copied());
         let ranges: Vec<Range<usize>> = starts.zip(ends).map(|(start, end)| start..end).collect();
         let high = |i: usize| lows.get(i + 1).map(Vec::as_slice).or(leaf.high());
-        let images: Vec<Vec<u8>> =
-            (0..).zip(&ranges).map(|(i, range)| build(&entries[range.clone()], &lows[i], high(i))).collect();
+        let images: Vec<Vec<u8>> = (0..)
+            .zip(&ranges)
+            .map(|(i, range)| records.slice(range.clone()).build(&lows[i], high(i)))
+            .collect();
         lows.into_iter().zip(images).map(|(low, image)| Part { low, image }).collect()
     }
 

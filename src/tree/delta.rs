@@ -9,13 +9,10 @@
 //! that it changes, takes part as the oldest layer.
 
 use super::inner::head as first_bytes;
-use super::leaf::{BigRef, Leaf, LeafBuilder, Value};
+use super::leaf::{BigRef, Leaf, Value};
 use crate::base::Lsn;
-use crate::pagecache::{
-    DeltaKind, DeltaRef, Folded, FrameRef, ImageAddr, Outcome, Page, RunRef, SLOTS, Slot,
-};
+use crate::pagecache::{DeltaKind, DeltaRef, FrameRef, ImageAddr, Outcome, RunRef, SLOTS, Slot};
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
 
 /// The value that a delta leaves.
 pub fn value_of(delta: DeltaRef<'_>) -> Value<'_> {
@@ -52,7 +49,7 @@ pub struct SortedDeltas<'g> {
     /// Bit `i`: slot `i` holds changes, which are here.
     pub visible: u32,
     /// Smallest LSN, and above the greatest.
-    lsns: (Lsn, Lsn),
+    pub lsns: (Lsn, Lsn),
 }
 
 /// The bits in which the few have a slot.
@@ -197,6 +194,11 @@ impl<'g> SortedDeltas<'g> {
         }
     }
 
+    /// Images of big values that a newer delta of the same key replaces, and slots with intents that are not decided.
+    pub fn take_left_out(&mut self) -> (Vec<ImageAddr>, Vec<usize>) {
+        (std::mem::take(&mut self.shadowed), std::mem::take(&mut self.undecided))
+    }
+
     /// Above the LSN of every change.
     pub fn newest(&self) -> Lsn {
         self.lsns.1
@@ -259,8 +261,6 @@ pub struct Entry<'g> {
     pub fingerprint: u8,
     /// The newest value.
     pub value: Value<'g>,
-    /// What the base has for the key, when a delta replaces it.
-    pub replaced: Option<Value<'g>>,
 }
 
 impl Entry<'_> {
@@ -276,8 +276,8 @@ impl Entry<'_> {
 }
 
 /// Record `i` of a leaf as an entry.
-fn base_entry<'g>(leaf: Leaf<'g>, i: usize, rest: &'g [u8], value: Value<'g>) -> Entry<'g> {
-    Entry { prefix: leaf.prefix(), rest, fingerprint: leaf.fingerprint(i), value, replaced: None }
+pub fn base_entry<'g>(leaf: Leaf<'g>, i: usize, rest: &'g [u8], value: Value<'g>) -> Entry<'g> {
+    Entry { prefix: leaf.prefix(), rest, fingerprint: leaf.fingerprint(i), value }
 }
 
 /// Compares the key of base record with a whole key.
@@ -313,12 +313,11 @@ impl<'g> Merged<'g> {
     /// What base record `i` and a delta, of one key if both are there, say.
     fn entry(&self, i: usize, record: Option<Record<'g>>, delta: Option<DeltaRef<'g>>) -> Entry<'g> {
         match (record, delta) {
-            (record, Some(delta)) => Entry {
+            (_, Some(delta)) => Entry {
                 prefix: &[],
                 rest: delta.key,
                 fingerprint: delta.fingerprint as u8,
                 value: value_of(delta),
-                replaced: record.map(|(_, value)| value),
             },
             (Some((rest, value)), None) => base_entry(self.base, i, rest, value),
             (None, None) => unreachable!("a step has a record or a delta"),
@@ -363,121 +362,5 @@ impl<'g> Merged<'g> {
             record.filter(|_| order != Ordering::Less),
             delta.filter(|_| order != Ordering::Greater),
         ))
-    }
-}
-
-/// The records of a leaf after folding, and what the fold leaves behind.
-#[derive(Debug)]
-pub struct Gathered<'g> {
-    /// Entries in key order. Without [`Value::Gone`] unless an overlay was folded without what is below.
-    pub entries: Vec<Entry<'g>>,
-    /// Images of big values that nothing refers to any more.
-    pub dropped: Vec<ImageAddr>,
-    /// Bytes of keys (without prefixes) and values.
-    pub bytes: usize,
-    /// Slots with intents that are not decided, which were left out.
-    pub carried: Vec<usize>,
-    /// Smallest LSN of what was folded, and above the greatest.
-    pub lsns: (Lsn, Lsn),
-}
-
-/// Folds the first `used` deltas of a frame into its base, and that, for an overlay, over the image `below`.
-///
-/// An overlay that is folded without `below` stays one, and keeps what it removes.
-pub fn gather<'g>(frame: FrameRef<'g>, used: usize, below: Option<Leaf<'g>>) -> Gathered<'g> {
-    let mut deltas = SortedDeltas::of(frame, used, false);
-    let most = Leaf::new(frame.base()).len() + deltas.len() + below.map_or(0, Leaf::len);
-    let mut out = Gathered {
-        entries: Vec::with_capacity(most),
-        dropped: std::mem::take(&mut deltas.shadowed),
-        bytes: 0,
-        carried: std::mem::take(&mut deltas.undecided),
-        lsns: deltas.lsns,
-    };
-    let mut merged = Merged::forward_of(Leaf::new(frame.base()), deltas, &[]);
-    let keep_gone = frame.overlay() && below.is_none();
-    let mut old = below.map(|leaf| (leaf, 0));
-    let push = |out: &mut Gathered<'g>, entry: Entry<'g>| {
-        if keep_gone || entry.exists() {
-            out.bytes += entry.rest.len() + entry.prefix.len() + value_len(entry.value);
-            out.entries.push(entry);
-        }
-    };
-    while let Some(entry) = merged.next() {
-        out.dropped.extend(entry.replaced.and_then(big_image));
-        while let Some((leaf, i)) = old.filter(|(leaf, i)| *i < leaf.len()) {
-            let (rest, value) = leaf.record(i);
-            let order = compare(leaf.prefix(), rest, &entry.key());
-            match order {
-                Ordering::Less => push(&mut out, base_entry(leaf, i, rest, value)),
-                Ordering::Equal => out.dropped.extend(big_image(value)),
-                Ordering::Greater => break,
-            }
-            old = Some((leaf, i + 1));
-        }
-        push(&mut out, entry);
-    }
-    if let Some((leaf, from)) = old {
-        for i in from..leaf.len() {
-            let (rest, value) = leaf.record(i);
-            push(&mut out, base_entry(leaf, i, rest, value));
-        }
-    }
-    out.forget_what_stays();
-    out
-}
-
-impl Gathered<'_> {
-    /// Replay repeats changes that an image has already, so a big value may be met as its own predecessor: it is
-    /// dropped when it is not the value any more, and once.
-    fn forget_what_stays(&mut self) {
-        if self.dropped.is_empty() {
-            return;
-        }
-        let stays: BTreeSet<ImageAddr> = self.entries.iter().filter_map(|e| big_image(e.value)).collect();
-        self.dropped.sort_unstable();
-        self.dropped.dedup();
-        self.dropped.retain(|image| !stays.contains(image));
-    }
-}
-
-/// Bytes of a value in a record.
-pub fn value_len(value: Value<'_>) -> usize {
-    match value {
-        Value::Inline(bytes) | Value::Big(bytes) => bytes.len(),
-        Value::Gone => 0,
-    }
-}
-
-/// Builds one image of entries.
-pub fn build(entries: &[Entry<'_>], low: &[u8], high: Option<&[u8]>) -> Vec<u8> {
-    let size = |e: &Entry<'_>| e.prefix.len() + e.rest.len() + value_len(e.value);
-    let mut builder = LeafBuilder::with_capacity(low, high, entries.len(), entries.iter().map(size).sum());
-    for entry in entries {
-        builder.push(entry.prefix, entry.rest, entry.fingerprint, entry.value);
-    }
-    builder.finish()
-}
-
-/// Leaves, as far as the pagecache must know them.
-#[derive(Debug)]
-pub struct LeafPage;
-
-impl Page for LeafPage {
-    fn validate(bytes: &[u8]) -> Result<(), &'static str> {
-        Leaf::validate(bytes).map(|_| ()).map_err(|malformed| malformed.0)
-    }
-
-    fn is_of(frame: FrameRef<'_>, image: &[u8]) -> bool {
-        let (leaf, image) = (Leaf::new(frame.base()), Leaf::new(image));
-        (leaf.low(), leaf.high()) == (image.low(), image.high())
-    }
-
-    fn fold(frame: FrameRef<'_>, used: usize, below: Option<&[u8]>) -> Folded {
-        let leaf = Leaf::new(frame.base());
-        let gathered = gather(frame, used, below.map(Leaf::new));
-        let image = build(&gathered.entries, leaf.low(), leaf.high());
-        let newest = frame.newest().max(gathered.lsns.1);
-        Folded { image, dropped: gathered.dropped, carried: gathered.carried, newest }
     }
 }

@@ -11,8 +11,8 @@
 //!    still comes to R looks at L first, and writers wait for this.
 //! 3. R becomes a redirect to L, the separator leaves the parent, and R's PID is freed through the epoch.
 
-use super::delta::{build, gather};
 use super::descent::At;
+use super::fold::gather;
 use super::inner::Inner;
 use super::leaf::Leaf;
 use super::split::build_owned;
@@ -185,9 +185,9 @@ impl Forest {
                 // Transactions that are under way; the next time is soon enough.
                 return self.unclaim(right_pid, right);
             }
-            both.entries.append(&mut from_right.entries);
+            both.records.append(from_right.records);
             both.dropped.append(&mut from_right.dropped);
-            let base = build(&both.entries, left_leaf.low(), right_leaf.high());
+            let base = both.records.build(left_leaf.low(), right_leaf.high());
             let new = NewFrame {
                 kind: FrameKind::Leaf,
                 overlay: false,
@@ -319,7 +319,7 @@ impl Forest {
                     return Ok(());
                 }
                 dropped = gathered.dropped;
-                let base = build(&gathered.entries, b"", None);
+                let base = gathered.records.build(b"", None);
                 let new = NewFrame {
                     kind: FrameKind::Leaf,
                     overlay: false,

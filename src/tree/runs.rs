@@ -17,6 +17,8 @@ pub struct Piece<'g> {
     pub run: Range<usize>,
     /// Behind them in the direction.
     pub delta: Option<DeltaRef<'g>>,
+    /// Index of the base record that the delta is about.
+    pub replaced: Option<usize>,
 }
 
 /// What is left of a leaf.
@@ -84,16 +86,19 @@ impl<'g, 'd> Runs<'g, 'd> {
         let (run, found) = if backwards { self.run_down(delta, most) } else { self.run_up(delta, most) };
         // It may have ended for that reason.
         let delta = delta.filter(|_| run.len() < most);
+        let mut replaced = None;
         if delta.is_some() {
             if backwards {
                 self.changes.end -= 1;
                 self.records.end -= usize::from(found);
+                replaced = found.then_some(self.records.end);
             } else {
                 self.changes.start += 1;
+                replaced = found.then_some(self.records.start);
                 self.records.start += usize::from(found);
             }
         }
-        Some(Piece { run, delta })
+        Some(Piece { run, delta, replaced })
     }
 
     /// Takes the records up to a delta; whether there is one of its key behind them.

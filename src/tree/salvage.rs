@@ -13,7 +13,7 @@
 
 use super::copied::Copied;
 use super::cursor::{Ended, Wanted, successor};
-use super::delta::gather;
+use super::fold::gather;
 use super::leaf::{BigRef, Leaf, Value};
 use super::redo::{self, Record};
 use super::{BwTree, DEFAULT_TREE, Forest, catalog::DEFAULT_ID};
@@ -116,7 +116,7 @@ impl Forest {
         if let PageState::Resident(frame) = state
             && frame.overlay()
         {
-            for entry in gather(frame, frame.used().0, None).entries {
+            for entry in gather(frame, frame.used().0, None).records.iter() {
                 if entry.exists()
                     && let Ok(value) = self.copy_out(tree, &entry.key(), entry.value)
                 {

@@ -15,7 +15,6 @@
 
 use super::catalog::{BwTree, DEFAULT_ID, DEFAULT_TREE};
 use super::consolidate::Fold;
-use super::delta::build;
 use super::descent::At;
 use super::inner::{self, Inner};
 use super::leaf::{BigRef, Leaf, LeafBuilder, fingerprint};
@@ -218,7 +217,7 @@ impl Forest {
     }
 
     fn empty_leaf<'g>(&self, tree: u32, guard: &'g Guard) -> crate::pagecache::FrameRef<'g> {
-        let base = LeafBuilder::new(b"", None).finish();
+        let base = LeafBuilder::new(b"", None, 0, 0).finish();
         let new = NewFrame {
             kind: FrameKind::Leaf,
             overlay: false,
@@ -334,7 +333,7 @@ impl Forest {
             }
         };
         if let (word, PageState::Disk(image)) = self.cache.load(pid, guard) {
-            let base = build(&[], &low, high.as_deref());
+            let base = LeafBuilder::new(&low, high.as_deref(), 0, 0).finish();
             let new = NewFrame {
                 kind: FrameKind::Leaf,
                 overlay: true,

@@ -22,7 +22,7 @@ fn records(prefix: usize, suffix: usize, salt: u8) -> Vec<Record> {
 fn image(records: &[Record], prefix: usize) -> Vec<u8> {
     let (low, mut high) = (vec![b'p'; prefix], vec![b'p'; prefix]);
     high.push(0xFF);
-    let mut builder = LeafBuilder::new(&low, Some(&high));
+    let mut builder = LeafBuilder::new(&low, Some(&high), records.len(), 0);
     for (key, value) in records {
         builder.push(&[], key, fingerprint(key) as u8, Value::Inline(value));
     }

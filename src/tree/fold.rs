@@ -1,0 +1,288 @@
+//! Folds the deltas of a leaf frame into its base: what the leaf has after them, and images that are made of it.
+//!
+//! # How it works
+//!
+//! Most of a leaf stays as it is. A fold is a list of stretches: runs of records of an image, and changes in between. An
+//! image is put together of these; the bytes of a run are the same in it, as long as its keys have the same prefix.
+
+use super::delta::{Entry, SortedDeltas, base_entry, big_image, value_of};
+use super::leaf::{Leaf, LeafBuilder};
+use super::runs::Runs;
+use crate::base::{Lsn, prefetch};
+use crate::pagecache::{DeltaRef, Folded, FrameRef, ImageAddr, Page};
+use std::collections::BTreeSet;
+use std::ops::{Bound, Range};
+
+/// What a record costs besides its key and value.
+pub const RECORD: usize = 9;
+/// Bytes of the usual head of a record, which is part of that.
+const HEAD: usize = 4;
+
+/// Neighbours in a leaf.
+#[derive(Clone, Debug)]
+pub enum Stretch<'g> {
+    /// Records of an image.
+    Run(Leaf<'g>, Range<usize>),
+    /// A change.
+    One(Entry<'g>),
+}
+
+impl<'g> Stretch<'g> {
+    fn len(&self) -> usize {
+        match self {
+            Stretch::Run(_, run) => run.len(),
+            Stretch::One(_) => 1,
+        }
+    }
+
+    /// Record `i`.
+    fn entry(&self, i: usize) -> Entry<'g> {
+        match self {
+            Stretch::Run(leaf, run) => {
+                let (rest, value) = leaf.record(run.start + i);
+                base_entry(*leaf, run.start + i, rest, value)
+            }
+            Stretch::One(entry) => *entry,
+        }
+    }
+
+    /// What the records cost in a leaf where so many bytes of each key are left out.
+    fn size(&self, prefix: usize) -> usize {
+        match self {
+            Stretch::Run(leaf, run) => {
+                let starts = leaf.starts();
+                let shared = leaf.prefix().len();
+                let bytes = starts.get(run.end) - starts.get(run.start);
+                bytes + run.len() * (RECORD - HEAD + shared) - run.len() * prefix
+            }
+            Stretch::One(entry) => {
+                let key = entry.prefix.len() + entry.rest.len();
+                RECORD + key + entry.value.bytes().len() - prefix
+            }
+        }
+    }
+}
+
+/// All that a leaf has.
+#[derive(Debug, Default)]
+pub struct Records<'g> {
+    stretches: Vec<Stretch<'g>>,
+    len: usize,
+}
+
+impl<'g> Records<'g> {
+    /// Number of records.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    fn add(&mut self, stretch: Stretch<'g>) {
+        if stretch.len() > 0 {
+            self.len += stretch.len();
+            self.stretches.push(stretch);
+        }
+    }
+
+    /// Adds others, which come behind.
+    pub fn append(&mut self, mut other: Records<'g>) {
+        self.stretches.append(&mut other.stretches);
+        self.len += other.len;
+    }
+
+    /// All of them, one by one.
+    pub fn iter(&self) -> impl Iterator<Item = Entry<'g>> {
+        let each = |stretch: &Stretch<'g>| {
+            let stretch = stretch.clone();
+            (0..stretch.len()).map(move |i| stretch.entry(i))
+        };
+        self.stretches.iter().flat_map(each)
+    }
+
+    /// What each of them costs in a leaf where so many bytes of each key are left out.
+    pub fn sizes(&self, prefix: usize) -> impl Iterator<Item = usize> {
+        let each = move |stretch: &Stretch<'g>| {
+            let (len, first) = (stretch.len(), stretch.size(prefix));
+            let run = match stretch {
+                Stretch::Run(leaf, run) => Some((*leaf, run.start)),
+                Stretch::One(_) => None,
+            };
+            let size = move |(leaf, start): (Leaf<'g>, usize), i: usize| {
+                Stretch::Run(leaf, start + i..start + i + 1).size(prefix)
+            };
+            (0..len).map(move |i| run.map_or(first, |run| size(run, i)))
+        };
+        self.stretches.iter().flat_map(each)
+    }
+
+    /// What all of them cost in a leaf where so many bytes of each key are left out.
+    pub fn size(&self, prefix: usize) -> usize {
+        self.stretches.iter().map(|stretch| stretch.size(prefix)).sum()
+    }
+
+    /// Whether they are all records of an image, and something behind these.
+    pub fn only_append_to(&self, leaf: Leaf<'_>) -> bool {
+        let is_one = |stretch: &Stretch<'_>| matches!(stretch, Stretch::One(_));
+        match self.stretches.split_first() {
+            Some((Stretch::Run(_, run), rest)) => {
+                *run == (0..leaf.len()) && !rest.is_empty() && rest.iter().all(is_one)
+            }
+            _ => false,
+        }
+    }
+
+    /// Some of them.
+    pub fn slice(&self, range: Range<usize>) -> Records<'g> {
+        let mut out = Records { stretches: Vec::with_capacity(self.stretches.len()), len: 0 };
+        let mut at = 0;
+        for stretch in &self.stretches {
+            let (start, end) = (range.start.max(at), range.end.min(at + stretch.len()));
+            if start < end {
+                out.add(match stretch {
+                    Stretch::Run(leaf, run) => {
+                        Stretch::Run(*leaf, run.start + start - at..run.start + end - at)
+                    }
+                    one @ Stretch::One(_) => one.clone(),
+                });
+            }
+            at += stretch.len();
+        }
+        out
+    }
+
+    /// Their image.
+    pub fn build(&self, low: &[u8], high: Option<&[u8]>) -> Vec<u8> {
+        let bytes = self.size(0) - self.len * RECORD;
+        let mut builder = LeafBuilder::new(low, high, self.len, bytes);
+        for stretch in &self.stretches {
+            match stretch {
+                Stretch::Run(leaf, run) => builder.push_run(*leaf, run.clone()),
+                Stretch::One(entry) => builder.push(entry.prefix, entry.rest, entry.fingerprint, entry.value),
+            }
+        }
+        builder.finish()
+    }
+}
+
+/// The records of a leaf after folding, and what the fold leaves behind.
+#[derive(Debug)]
+pub struct Gathered<'g> {
+    /// The records. Without those that are gone, unless an overlay was folded without what is below.
+    pub records: Records<'g>,
+    /// Images of big values that nothing refers to any more.
+    pub dropped: Vec<ImageAddr>,
+    /// Slots with intents that are not decided, which were left out.
+    pub carried: Vec<usize>,
+    /// Smallest LSN of what was folded, and above the greatest.
+    pub lsns: (Lsn, Lsn),
+}
+
+/// Folds the first `used` deltas of a frame into its base, and that, for an overlay, over the image `below`.
+///
+/// An overlay that is folded without `below` stays one, and keeps what it removes.
+pub fn gather<'g>(frame: FrameRef<'g>, used: usize, below: Option<Leaf<'g>>) -> Gathered<'g> {
+    let base = Leaf::new(frame.base());
+    // All of it is copied in the end.
+    prefetch(base.bytes().as_ptr(), base.bytes().len());
+    let mut deltas = SortedDeltas::of(frame, used, false);
+    let (dropped, carried) = deltas.take_left_out();
+    let mut out = Gathered { records: Records::default(), dropped, carried, lsns: deltas.lsns };
+    match below {
+        None => out.fold(base, &deltas, frame.overlay()),
+        Some(below) => out.fold_over(below, base, &deltas),
+    }
+    out.forget_what_stays();
+    out
+}
+
+/// A change as an entry.
+fn changed(delta: DeltaRef<'_>) -> Entry<'_> {
+    let (rest, fingerprint) = (delta.key, delta.fingerprint as u8);
+    Entry { prefix: &[], rest, fingerprint, value: value_of(delta) }
+}
+
+impl<'g> Gathered<'g> {
+    fn fold(&mut self, base: Leaf<'g>, deltas: &SortedDeltas<'g>, keep_gone: bool) {
+        self.records.stretches.reserve(2 * deltas.len() + 1);
+        let mut runs = Runs::between(base, deltas, Bound::Unbounded, Bound::Unbounded);
+        while let Some(piece) = runs.next(false, usize::MAX) {
+            self.records.add(Stretch::Run(base, piece.run));
+            self.dropped.extend(piece.replaced.and_then(|i| big_image(base.record(i).1)));
+            if let Some(entry) = piece.delta.map(changed)
+                && (keep_gone || entry.exists())
+            {
+                self.records.add(Stretch::One(entry));
+            }
+        }
+    }
+
+    fn fold_over(&mut self, below: Leaf<'g>, base: Leaf<'g>, deltas: &SortedDeltas<'g>) {
+        let mut changes = Gathered {
+            records: Records::default(),
+            dropped: std::mem::take(&mut self.dropped),
+            carried: Vec::new(),
+            lsns: self.lsns,
+        };
+        changes.fold(base, deltas, true);
+        self.dropped = std::mem::take(&mut changes.dropped);
+        let mut from = 0;
+        for entry in changes.records.iter() {
+            let key = entry.key();
+            let rest = key.get(below.prefix().len()..).unwrap_or_default();
+            let found = below.search_in(from..below.len(), rest);
+            let (Ok(i) | Err(i)) = found;
+            self.records.add(Stretch::Run(below, from..i));
+            from = i;
+            if found.is_ok() {
+                self.dropped.extend(big_image(below.record(i).1));
+                from += 1;
+            }
+            if entry.exists() {
+                self.records.add(Stretch::One(entry));
+            }
+        }
+        self.records.add(Stretch::Run(below, from..below.len()));
+    }
+
+    /// Replay repeats changes that an image has already, so a big value may be met as its own predecessor: it is
+    /// dropped when it is not the value any more, and once.
+    fn forget_what_stays(&mut self) {
+        if self.dropped.is_empty() {
+            return;
+        }
+        let stays: BTreeSet<ImageAddr> = self.records.iter().filter_map(|e| big_image(e.value)).collect();
+        self.dropped.sort_unstable();
+        self.dropped.dedup();
+        self.dropped.retain(|image| !stays.contains(image));
+    }
+}
+
+/// Leaves, as far as the pagecache must know them.
+#[derive(Debug)]
+pub struct LeafPage;
+
+impl Page for LeafPage {
+    fn validate(bytes: &[u8]) -> Result<(), &'static str> {
+        Leaf::validate(bytes).map(|_| ()).map_err(|malformed| malformed.0)
+    }
+
+    fn is_of(frame: FrameRef<'_>, image: &[u8]) -> bool {
+        let (leaf, image) = (Leaf::new(frame.base()), Leaf::new(image));
+        (leaf.low(), leaf.high()) == (image.low(), image.high())
+    }
+
+    fn fold(frame: FrameRef<'_>, used: usize, below: Option<&[u8]>) -> Folded {
+        let leaf = Leaf::new(frame.base());
+        let gathered = gather(frame, used, below.map(Leaf::new));
+        let image = gathered.records.build(leaf.low(), leaf.high());
+        let newest = frame.newest().max(gathered.lsns.1);
+        Folded { image, dropped: gathered.dropped, carried: gathered.carried, newest }
+    }
+}
+
+#[cfg(test)]
+mod tests;
