@@ -51,6 +51,8 @@ const ANY: u16 = u16::MAX;
 const READ_FIRST: usize = 512;
 /// Bytes of a delta, header included, that a read asks for at once.
 const DELTA_FIRST: usize = 192;
+/// Going through so many deltas costs a reader about as much as folding a leaf.
+const FOLD_AFTER: u32 = 16;
 /// The clock of a frame that the eviction hand must not touch.
 const HELD: u8 = 2;
 const ADDRESS_BITS: u32 = 48;
@@ -105,7 +107,9 @@ struct Header {
     right: u32,
     /// PID of the page that this one is being merged into. Written before the mapping word says so.
     merge_into: AtomicU32,
-    spare: [u32; 3],
+    /// Deltas that readers went through, in all. Any reader; relaxed.
+    passed: AtomicU32,
+    spare: [u32; 2],
     /// The header and the base.
     watch: Watch,
 }
@@ -500,7 +504,8 @@ impl<'g> FrameRef<'g> {
             tree: new.tree,
             right: new.right,
             merge_into: AtomicU32::new(0),
-            spare: [0; 3],
+            passed: AtomicU32::new(0),
+            spare: [0; 2],
             watch: Watch::new(),
         };
         // SAFETY: the block is large enough, 16-aligned and ours alone.
@@ -914,6 +919,21 @@ impl<'g> FrameRef<'g> {
         if clock.load(Ordering::Relaxed) == 0 {
             clock.store(1, Ordering::Relaxed);
         }
+    }
+
+    /// Notes that a reader went through all deltas; whether readers would have done better to fold them.
+    pub fn pass(self) -> bool {
+        let (used, frozen) = self.used();
+        if used == 0 || frozen {
+            // Whoever froze it folds them.
+            return false;
+        }
+        let passed = &self.header().passed;
+        // Relaxed: statistic. Two at the same time count as one.
+        let total = passed.load(Ordering::Relaxed).saturating_add(used as u32);
+        // Relaxed: as above.
+        passed.store(total, Ordering::Relaxed);
+        total >= FOLD_AFTER
     }
 
     /// Whether it was used since the last call.

@@ -163,6 +163,10 @@ impl Forest {
                 return Err(self.misplaced(tree, at));
             }
             let is_cut = self.copy_leaf(tree, at, slice(start), wanted, out)?;
+            if at.frame.pass() {
+                // For those who come next; what it fails with is not what was asked for.
+                let _ = self.consolidate(tree, at, Fold::Whole, &guard);
+            }
             if out.len() >= most || out.ends_early() {
                 *start = behind(out.last_key().expect("something was copied"));
                 return Ok(Ended::More);
