@@ -19,10 +19,11 @@
 
 use super::classes::{CLASSES, SHAPES, class};
 use super::spans::Spans;
+use crate::base::thread_number;
 use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 /// One in a model, whose stacks are small.
 const SHARDS: usize = if cfg!(loom) { 1 } else { 4 };
@@ -150,13 +151,7 @@ impl Default for Arena {
 /// The shard of this thread.
 #[inline]
 fn own_shard() -> usize {
-    static THREADS: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        // Relaxed: only spreading matters.
-        static SHARD: usize = THREADS.fetch_add(1, Ordering::Relaxed) % SHARDS;
-    }
-    // A thread that is ending has no number any more.
-    SHARD.try_with(|shard| *shard).unwrap_or(0)
+    thread_number() % SHARDS
 }
 
 impl Arena {

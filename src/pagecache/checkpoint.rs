@@ -189,6 +189,9 @@ impl<P: Page> PageCache<P> {
             }
         };
         count(&self.counters.checkpoints);
+        if cfg!(not(target_family = "wasm")) {
+            *self.counters.checkpointed.lock() = Some(std::time::Instant::now());
+        }
         let before = std::mem::replace(&mut *self.directory.lock(), images);
         self.kill_all(&before);
         self.free_segments([builder.dead, redo_segments].concat());

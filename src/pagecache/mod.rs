@@ -46,7 +46,7 @@ pub use frame::{
 pub use mapping_table::{MappingTable, PageState, Word};
 pub use status::{Outcome, Status};
 
-use crate::base::{Lsn, RedoPosition, fail};
+use crate::base::{Lsn, RedoPosition, Tally, fail};
 use crate::error::{Error, Result};
 pub use crate::log::Holds;
 pub use crate::log::Reservation;
@@ -58,6 +58,7 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 /// What the pagecache must know about the content of its pages.
 pub trait Page: Send + Sync + 'static {
@@ -122,8 +123,12 @@ pub struct CacheCounters {
     pub overlay_faults: AtomicU64,
     /// Checkpoints that became durable.
     pub checkpoints: AtomicU64,
+    /// When the last one did.
+    pub checkpointed: Mutex<Option<Instant>>,
     /// Images moved by the cleaner.
     pub moved_images: AtomicU64,
+    /// Leaves that operations came to.
+    pub visits: Tally,
 }
 
 /// Adds one to a statistic.

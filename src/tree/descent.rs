@@ -179,7 +179,10 @@ impl Forest {
             }
             if merging {
                 match self.merged_into(At { pid, frame }, goal, guard) {
-                    Some(at) => return Ok(at),
+                    Some(at) => {
+                        self.cache.counters.visits.raise();
+                        return Ok(at);
+                    }
                     None => {
                         // Merged, and already split again or merged further: the maintenance thread is about to say so.
                         self.cache.check()?;
@@ -189,6 +192,7 @@ impl Forest {
                     }
                 }
             }
+            self.cache.counters.visits.raise();
             return Ok(At { pid, frame });
         }
     }

@@ -18,11 +18,21 @@ fn what_happens_is_counted() -> Result<()> {
     let db = open_on(SimStorage::new(), &tiny_config(), tiny(1, false))?;
     let new = db.stats();
     assert_eq!((new.faults, new.splits, new.redo_bytes), (0, 0, 0));
+    assert_eq!(new.checkpoint_age, None);
     (0..3).try_for_each(|salt| load(&db, KEYS, salt))?;
     let loaded = db.stats();
     assert!(loaded.redo_bytes > 3 * KEYS * 58 && loaded.page_bytes > KEYS * 58, "{loaded:?}");
     assert!(loaded.splits > 50 && loaded.consolidations > 10, "{loaded:?}");
     assert!(loaded.faults > 50 && loaded.page_outs > 50, "{loaded:?}");
+
+    let before = db.stats();
+    for number in 0..KEYS {
+        assert!(db.get(number.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes())?.is_some());
+    }
+    let read = db.stats();
+    let (hits, faults) = (read.cache_hits - before.cache_hits, read.faults - before.faults);
+    assert_eq!(hits + faults, KEYS, "each read comes to one leaf");
+    assert!(hits > 0 && faults > 0);
 
     let evictions = db.stats().evictions;
     assert_eq!(db.iter().count() as u64, KEYS);
@@ -38,7 +48,9 @@ fn what_happens_is_counted() -> Result<()> {
     db.insert("later", "value")?;
     let before = db.stats();
     assert!(before.redo_tail_bytes > 0);
+    let start = std::time::Instant::now();
     checkpoint(&db)?;
+    assert!(db.stats().checkpoint_age.is_some_and(|age| age <= start.elapsed()));
     let after = db.stats();
     assert!(after.checkpoints > before.checkpoints && after.redo_tail_bytes < 200, "{after:?}");
 
