@@ -38,9 +38,25 @@ impl Drop for DiskStorage {
     }
 }
 
+/// Tells the system that pages will be read from all over the file, so that it reads nothing around them. What is read in
+/// order is read in long pieces anyway.
+#[cfg(target_os = "linux")]
+fn expect_random_reads(file: &File) {
+    use std::os::fd::AsRawFd as _;
+    // SAFETY: a hint about a descriptor that is open; it touches no memory of ours.
+    let result = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
+    if result != 0 {
+        log::debug!("no advice about the file: {}", io::Error::from_raw_os_error(result));
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn expect_random_reads(_file: &File) {}
+
 impl DiskStorage {
     /// A file on which this process has just taken a lock.
     fn locked(file: File, path: PathBuf) -> DiskStorage {
+        expect_random_reads(&file);
         DiskStorage { file, path, owner: std::process::id() }
     }
 
