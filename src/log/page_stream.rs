@@ -170,6 +170,7 @@ impl PageStream {
                 pending_at = place.offset;
             }
             let start = pending.len();
+            pending.reserve(bytes);
             pending.resize(start + HEADER, 0);
             image.payload.iter().for_each(|part| pending.extend_from_slice(part));
             let header = ImageHeader {
