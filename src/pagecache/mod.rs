@@ -687,16 +687,18 @@ impl<P: Page> PageCache<P> {
 impl<P> Drop for PageCache<P> {
     fn drop(&mut self) {
         let guard = crossbeam_epoch::pin();
-        let table = &self.shared.table;
-        for pid in 1..table.high_water() {
-            let pid = pid as u32;
-            if table.try_get(pid).is_none() {
-                continue;
+        let (arena, table) = (&self.shared.arena, &self.shared.table);
+        arena.give_back_after(|| {
+            for pid in 1..table.high_water() {
+                let pid = pid as u32;
+                if table.try_get(pid).is_none() {
+                    continue;
+                }
+                if let (_, PageState::Resident(frame) | PageState::Merging(frame)) = table.load(pid, &guard) {
+                    table.set(pid, Word::FREE);
+                    frame.discard(arena);
+                }
             }
-            if let (_, PageState::Resident(frame) | PageState::Merging(frame)) = table.load(pid, &guard) {
-                table.set(pid, Word::FREE);
-                frame.discard(&self.shared.arena);
-            }
-        }
+        });
     }
 }

@@ -4,8 +4,10 @@
 //!
 //! A region is [`REGION`] bytes. Runs of pages are taken from the first region, in the order of their numbers, that has
 //! one long enough, and there from the lowest address: so the last regions and the high addresses become free.
-//! A free page is *clean* if it takes up no memory, and *dirty* otherwise. When dirty pages are more than what may be
-//! spare, those that are used last are given back.
+//! A free page is *clean* if it takes up no memory, and *dirty* otherwise. What goes back to the system and is needed again
+//! is zeroed by it, and a huge page of which some goes back is one no more. So of the dirty pages those go back that nobody
+//! needed for some time, measured in pages that were released, but for some that may be spare; and when they become twice
+//! as many, at once. The ones that would be used last go first.
 //!
 //! # Invariants
 //!
@@ -138,10 +140,16 @@ pub struct Regions {
     dirty: usize,
     /// Of them, those that could not be given back when that was tried last, at most.
     stuck: usize,
+    /// The fewest dirty pages that there were lately.
+    idle: usize,
+    /// Pages that were released since then.
+    released: usize,
     /// Pages that are not free.
     taken: usize,
     /// Dirty pages that went back so far.
     given_back: u64,
+    /// Nothing goes back before [`Self::trim`].
+    pub ending: bool,
     /// New regions get huge pages of the system. A clean page may take up memory then, as a part of one.
     pub huge: bool,
 }
@@ -170,6 +178,7 @@ impl Regions {
         region.free_count -= pages;
         self.dirty -= region.touched.count(&run);
         self.stuck = self.stuck.min(self.dirty);
+        self.idle = self.idle.min(self.dirty);
         region.touched.insert(&run);
         self.taken += pages;
         let longest = region.longest();
@@ -190,14 +199,28 @@ impl Regions {
         region.free_count += pages;
         self.taken -= pages;
         self.dirty += pages;
-        let (longest, empty) = (region.longest(), region.free_count == PAGES);
+        self.released += pages;
+        let longest = region.longest();
         self.set_longest(place.region, longest);
-        if empty && self.dirty > self.spare() {
-            self.unmap(place.region);
+        if self.ending {
+            return;
         }
-        if self.dirty > self.stuck + self.spare() {
-            self.give_back(self.spare() / 2);
+        let spare = self.spare();
+        if self.dirty > self.stuck + 2 * spare {
+            self.give_back(spare);
+        } else if self.released > 2 * spare {
+            if self.idle > self.stuck + spare / 2 {
+                self.give_back(self.dirty.saturating_sub(self.idle) + spare / 2);
+            }
+            (self.idle, self.released) = (self.dirty, 0);
         }
+        self.idle = self.idle.min(self.dirty);
+    }
+
+    /// Gives all dirty pages back.
+    pub fn trim(&mut self) {
+        self.give_back(0);
+        (self.idle, self.ending) = (self.dirty, false);
     }
 
     /// The memory of a place.

@@ -83,6 +83,13 @@ impl Spans {
         self.0.lock().regions.huge = true;
     }
 
+    /// Most of what is in use is freed before `free_most` returns: what becomes free meanwhile goes back in one go.
+    pub fn give_back_after(&self, free_most: impl FnOnce()) {
+        self.0.lock().regions.ending = true;
+        free_most();
+        self.0.lock().regions.trim();
+    }
+
     /// An uninitialised block of a class, or, without one, of `size` bytes.
     pub fn alloc(&self, class: Option<usize>, size: usize) -> NonNull<u8> {
         let mut state = self.0.lock();

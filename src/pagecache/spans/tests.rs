@@ -229,6 +229,21 @@ fn freeing_a_block_twice_is_noticed() {
     again.free(&spans);
 }
 
+#[test]
+fn what_is_freed_at_the_end_goes_back_in_one_go() {
+    let spans = Spans::default();
+    let blocks: Vec<_> = (0..2_000).map(|_| Block::new(&spans, 5_000, 1)).collect();
+    let kept = Block::new(&spans, 5_000, 2);
+    let (held, given_back) = (spans.held(), spans.given_back());
+    spans.give_back_after(|| {
+        blocks.into_iter().for_each(|block| block.free(&spans));
+        assert_eq!((spans.held(), spans.given_back()), (held, given_back), "nothing yet");
+    });
+    spans.check_invariants();
+    assert!(spans.held() < 64 << 10, "{} bytes", spans.held());
+    kept.free(&spans);
+}
+
 /// Blocks go from thread to thread, and come back from where they were not allocated.
 #[test]
 fn threads_free_what_others_allocated() {
