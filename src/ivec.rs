@@ -2,43 +2,71 @@
 //!
 //! # How it works
 //!
-//! 32 bytes. Up to [`INLINE`] bytes live in the `IVec` itself; more live in a reference-counted
-//! buffer, of which an `IVec` is a range. Cloning copies 32 bytes and, for a buffer, counts one up.
+//! 32 bytes. Up to [`INLINE`] bytes live in the `IVec` itself; more live in a block of memory with a count
+//! (`ivec/buffer.rs`), of which an `IVec` is a range. Cloning copies 32 bytes and, for a block, counts one up.
 //!
 //! ```text
-//! Inline   len: u8, data: [u8; 30]
-//! Shared   buffer: Arc<[u8]>, start: u32, len: u32
-//! Wide     a box of the same with start and len as usize: what lies beyond 4 GiB
+//!           0           1          8          16         24
+//! Inline    len: u8     bytes, 31 of them
+//! Shared    MARK: 8 bytes          block      start      len
 //! ```
+//!
+//! It is a union, and not an enum, so that it is made, moved and looked at in words. An enum is moved in pieces, which
+//! are read back in other pieces soon after they were written: processors wait for that, and iteration spent more time
+//! on it than on copying.
 //!
 //! # Invariants
 //!
-//! - V1: `Inline`: `len <= INLINE`.
-//! - V2: `Shared` and `Wide`: `start + len <= buffer.len()`, and neither changes while the
-//!   buffer stays the same.
-//! - V3: a buffer is at most `2 * len + SLACK` bytes, or [`MIXED`] if keys and values that were read together
+//! - V1: the first byte is at most [`INLINE`], and all bytes are initialised: `Inline`; or it is that of [`MARK`]:
+//!   `Shared`.
+//! - V2: `Shared`: `len > INLINE`.
+//! - V3: a block is at most `2 * len + SLACK` bytes, or [`MIXED`] if keys and values that were read together
 //!   share it: a part of something large is copied out, so that keeping a short value never keeps a large one in
 //!   memory.
+//! - V4 to V6 are those of the blocks.
 
 #![allow(unsafe_code)]
 
+mod buffer;
+
+pub(crate) use buffer::Chunk;
+
+use buffer::Part;
 use std::borrow::Borrow;
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
 /// The longest run of bytes that needs no buffer.
 const INLINE: usize = 30;
 
-/// What a buffer may be longer than twice the part in use (V3).
+/// Bytes of an `IVec`.
+const SIZE: usize = 32;
+
+/// Bytes that are moved at once.
+const HALF: usize = SIZE / 2;
+
+/// From an index on, what masks the bytes before [`HALF`].
+const MASKS: [u8; SIZE] = {
+    let mut masks = [0; SIZE];
+    let mut i = 0;
+    while i < HALF {
+        masks[i] = 0xFF;
+        i += 1;
+    }
+    masks
+};
+
+/// What begins an `IVec` whose bytes are not in place.
+const MARK: u64 = u64::MAX;
+
+/// What a block may be longer than twice the part in use (V3).
 const SLACK: usize = 64;
 
-/// The longest buffer that any keys and values which were read together may share (V3).
+/// The longest block that any keys and values which were read together may share (V3).
 pub(crate) const MIXED: usize = 2048;
-
-/// The largest buffer that `Shared` describes; small in tests, so that `Wide` is met.
-const NARROW: usize = if cfg!(test) { 4096 } else { u32::MAX as usize };
 
 /// A run of bytes: the type of keys and values.
 ///
@@ -61,28 +89,36 @@ const NARROW: usize = if cfg!(test) { 4096 } else { u32::MAX as usize };
 /// assert_eq!(b, "hello");
 /// assert_eq!(std::str::from_utf8(&b), Ok("hello"));
 /// ```
-#[derive(Clone)]
 pub struct IVec(Repr);
 
-/// The three forms; see the head of this file.
-#[derive(Clone)]
-enum Repr {
-    Inline { len: u8, data: [u8; INLINE] },
-    Shared { buffer: Arc<[u8]>, start: u32, len: u32 },
-    Wide(Box<Wide>),
+/// The two forms; see the head of this file.
+#[repr(C)]
+union Repr {
+    inline: [u8; SIZE],
+    halves: [[u8; HALF]; 2],
+    shared: ManuallyDrop<Shared>,
 }
 
-/// A range of a buffer of any size.
-#[derive(Clone)]
-struct Wide {
-    buffer: Arc<[u8]>,
-    start: usize,
-    len: usize,
+#[repr(C)]
+struct Shared {
+    mark: u64,
+    part: Part,
 }
 
-const _: () = assert!(size_of::<IVec>() <= 32, "four words, so that a pair fits a cache line");
-const _: () = assert!(INLINE <= u8::MAX as usize);
-const _: () = assert!(MIXED <= NARROW);
+/// Which form it is, for reading.
+enum Form<'a> {
+    InPlace(&'a [u8; SIZE]),
+    Shared(&'a Part),
+}
+
+/// Which form it is, for writing.
+enum FormMut<'a> {
+    InPlace(&'a mut [u8; SIZE]),
+    Shared(&'a mut ManuallyDrop<Shared>),
+}
+
+const _: () = assert!(size_of::<IVec>() == SIZE, "four words, so that a pair fits a cache line");
+const _: () = assert!(INLINE < SIZE && INLINE < MARK.to_ne_bytes()[0] as usize);
 
 impl IVec {
     /// The bytes from `slice_offset` on, `len` of them. They are shared, or copied when they are
@@ -103,12 +139,9 @@ impl IVec {
         assert!(slice_offset <= whole, "offset {slice_offset} is past the {whole} bytes");
         assert!(len <= whole - slice_offset, "{len} bytes at {slice_offset} end past the {whole} bytes");
         let part = &self[slice_offset..slice_offset + len];
-        match &self.0 {
-            Repr::Shared { buffer, start, .. } if shareable(buffer, len) => {
-                IVec::ranged(Arc::clone(buffer), *start as usize + slice_offset, len)
-            }
-            Repr::Wide(wide) if shareable(&wide.buffer, len) => {
-                IVec::ranged(Arc::clone(&wide.buffer), wide.start + slice_offset, len)
+        match self.form() {
+            Form::Shared(all) if is_shareable(all.capacity(), len) => {
+                IVec::of_part(all.within(slice_offset..slice_offset + len))
             }
             _ => IVec::from(part),
         }
@@ -120,29 +153,20 @@ impl IVec {
         len <= INLINE
     }
 
-    /// A part of a buffer that neighbours share. It is copied when it is short, or when the buffer is long and mostly
+    /// A part of memory that neighbours share. It is copied when it is short, or when the memory is long and mostly
     /// something else (V3).
     ///
     /// # Panics
-    /// When the range does not lie within the buffer.
+    /// When the range was not filled.
     #[inline(always)]
-    pub(crate) fn part(buffer: &Arc<[u8]>, range: Range<usize>) -> IVec {
+    pub(crate) fn part(chunk: &mut Chunk, range: Range<usize>) -> IVec {
         if range.len() <= INLINE {
-            return IVec::inline_part(buffer, range);
+            return IVec::inline_part(chunk.bytes(), range);
         }
-        match IVec::shared_part(buffer, &range) {
-            Some(part) => part,
-            None => IVec::long_part(buffer, range),
-        }
-    }
-
-    /// A part of a buffer that is longer than what neighbours share.
-    #[cold]
-    fn long_part(buffer: &Arc<[u8]>, range: Range<usize>) -> IVec {
-        if shareable(buffer, range.len()) {
-            IVec::ranged(Arc::clone(buffer), range.start, range.len())
+        if IVec::is_shared(chunk, &range) {
+            IVec::of_part(chunk.part(&range))
         } else {
-            IVec::from(&buffer[range])
+            IVec::from(&chunk.bytes()[range])
         }
     }
 
@@ -158,41 +182,55 @@ impl IVec {
     /// As [`Self::prefixed`], without a copy of bytes one by one; `None` if that is not possible.
     #[inline(always)]
     pub(crate) fn prefixed_in_place(front: &IVec, buffer: &[u8], range: &Range<usize>) -> Option<IVec> {
-        // All bytes at once, whatever they are behind the end; those in front are replaced as one number.
-        let Repr::Inline { len: front_len, data: front } = &front.0 else { return None };
-        let front_len = usize::from(*front_len);
+        // All bytes at once, whatever they are behind the end. The length and the bytes in front replace what is before.
+        let front_len = front.first_byte();
         let len = front_len + range.len();
-        if front_len > 15 || len > INLINE || range.end > buffer.len() {
+        if front_len >= HALF || len > INLINE || range.end > buffer.len() {
             return None;
         }
-        let mut data = *buffer.get(range.start.checked_sub(front_len)?..)?.first_chunk::<INLINE>()?;
-        let number = |data: &[u8; INLINE]| u128::from_le_bytes(*data.first_chunk().expect("INLINE is more"));
-        let mask = (1_u128 << (8 * front_len)) - 1;
-        let merged = number(front) & mask | number(&data) & !mask;
-        data[..16].copy_from_slice(&merged.to_le_bytes());
-        // V1: checked above.
-        Some(IVec(Repr::Inline { len: len as u8, data }))
+        let from = range.start.checked_sub(front_len + 1)?;
+        let data = buffer.get(from..)?.first_chunk::<SIZE>()?;
+        let Form::InPlace(fronts) = front.form() else { return None };
+        let fronts = fronts.first_chunk()?;
+        let mask = MASKS.get(HALF - 1 - front_len..)?.first_chunk()?;
+        let (first, second) = (data.first_chunk()?, *data.last_chunk()?);
+        // V1: checked above. Nothing is carried, as the sum is `len`.
+        let halves = [merged(fronts, first, mask, range.len()), second];
+        Some(IVec(Repr { halves }))
     }
 
-    /// As [`Self::part`] when the part is long and the buffer is not; `None` otherwise.
+    /// Whether a part is not copied.
     #[inline(always)]
-    pub(crate) fn shared_part(buffer: &Arc<[u8]>, range: &Range<usize>) -> Option<IVec> {
-        if range.len() <= INLINE || buffer.len() > MIXED || range.end > buffer.len() {
+    fn is_shared(chunk: &Chunk, range: &Range<usize>) -> bool {
+        range.len() > INLINE && (chunk.capacity() <= MIXED || is_shareable(chunk.capacity(), range.len()))
+    }
+
+    /// A key as [`Self::prefixed_in_place`] and a value as [`Self::part`], which is not copied; `None` if it is not so.
+    #[inline(always)]
+    pub(crate) fn common_pair(
+        front: &IVec,
+        chunk: &mut Chunk,
+        key: &Range<usize>,
+        value: &Range<usize>,
+    ) -> Option<(IVec, IVec)> {
+        if !IVec::is_shared(chunk, value) || !chunk.is_ready() {
             return None;
         }
-        // V2: checked above. Both are at most the length of the buffer, which is at most `NARROW`.
-        let (start, len) = (range.start as u32, range.len() as u32);
-        Some(IVec(Repr::Shared { buffer: Arc::clone(buffer), start, len }))
+        let key = IVec::prefixed_in_place(front, chunk.bytes(), key)?;
+        Some((key, IVec::of_part(chunk.part(value))))
     }
 
     /// A short part in place.
     #[inline(always)]
     fn inline_part(buffer: &[u8], range: Range<usize>) -> IVec {
-        match buffer[range.start..].first_chunk::<INLINE>() {
+        let whole = range.start.checked_sub(1).and_then(|from| buffer.get(from..)?.first_chunk::<SIZE>());
+        match whole {
             // All bytes at once, whatever they are behind the end.
             Some(data) if range.len() <= INLINE && range.end <= buffer.len() => {
+                let mut data = *data;
                 // V1: checked above.
-                IVec(Repr::Inline { len: range.len() as u8, data: *data })
+                data[0] = range.len() as u8;
+                IVec(Repr { inline: data })
             }
             _ => IVec::inline(&buffer[range]),
         }
@@ -202,61 +240,116 @@ impl IVec {
     pub(crate) fn joined(front: &[u8], back: &[u8]) -> IVec {
         let len = front.len() + back.len();
         if len > INLINE {
-            return IVec::from([front, back].concat());
+            return IVec::of_part(Part::joined(front, back));
         }
-        let mut data = [0; INLINE];
-        data[..front.len()].copy_from_slice(front);
-        data[front.len()..len].copy_from_slice(back);
+        let mut data = [0; SIZE];
+        data[1..=front.len()].copy_from_slice(front);
+        data[1 + front.len()..=len].copy_from_slice(back);
         // V1: checked above.
-        IVec(Repr::Inline { len: len as u8, data })
+        data[0] = len as u8;
+        IVec(Repr { inline: data })
     }
 
     /// `bytes`, which are at most [`INLINE`], in place.
     #[inline]
     fn inline(bytes: &[u8]) -> IVec {
-        let mut data = [0; INLINE];
-        data[..bytes.len()].copy_from_slice(bytes);
-        // V1: the line above panics on a longer slice, so the length fits in a byte.
-        IVec(Repr::Inline { len: bytes.len() as u8, data })
+        assert!(bytes.len() <= INLINE, "V1");
+        let mut data = [0; SIZE];
+        data[1..=bytes.len()].copy_from_slice(bytes);
+        data[0] = bytes.len() as u8;
+        IVec(Repr { inline: data })
     }
 
-    /// A range of a buffer.
-    #[inline]
-    fn ranged(buffer: Arc<[u8]>, start: usize, len: usize) -> IVec {
-        assert!(start <= buffer.len() && len <= buffer.len() - start, "V2: the range lies in its buffer");
-        if buffer.len() <= NARROW {
-            // Both are at most the length of the buffer, which is at most `NARROW`.
-            IVec(Repr::Shared { buffer, start: start as u32, len: len as u32 })
+    /// All bytes of a part, which is longer than [`INLINE`].
+    #[inline(always)]
+    fn of_part(part: Part) -> IVec {
+        debug_assert!(part.len() > INLINE, "V2");
+        IVec(Repr { shared: ManuallyDrop::new(Shared { mark: MARK, part }) })
+    }
+
+    /// The number of bytes if they are in place; otherwise more than [`INLINE`].
+    #[inline(always)]
+    fn first_byte(&self) -> usize {
+        // SAFETY: V1, both forms have a first byte.
+        usize::from(unsafe { self.0.inline[0] })
+    }
+
+    #[inline(always)]
+    fn form(&self) -> Form<'_> {
+        if self.first_byte() <= INLINE {
+            // SAFETY: V1, all bytes are initialised in this form.
+            Form::InPlace(unsafe { &self.0.inline })
         } else {
-            IVec(Repr::Wide(Box::new(Wide { buffer, start, len })))
+            // SAFETY: V1, it is this form.
+            let shared = unsafe { &self.0.shared };
+            Form::Shared(&shared.part)
+        }
+    }
+
+    #[inline(always)]
+    fn form_mut(&mut self) -> FormMut<'_> {
+        if self.first_byte() <= INLINE {
+            // SAFETY: V1, all bytes are initialised in this form.
+            FormMut::InPlace(unsafe { &mut self.0.inline })
+        } else {
+            // SAFETY: V1, it is this form.
+            FormMut::Shared(unsafe { &mut self.0.shared })
         }
     }
 }
 
-/// Whether a part of `len` bytes may keep this buffer (V3).
-fn shareable(buffer: &[u8], len: usize) -> bool {
-    len > INLINE && buffer.len() <= len.saturating_mul(2).saturating_add(SLACK)
+/// The bytes of `left` where the mask says so, after `more` was added to the first of them, and those of `right`.
+#[inline(always)]
+fn merged(left: &[u8; HALF], right: &[u8; HALF], mask: &[u8; HALF], more: usize) -> [u8; HALF] {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{
+            _mm_add_epi64, _mm_and_si128, _mm_andnot_si128, _mm_cvtsi64_si128, _mm_loadu_si128, _mm_or_si128,
+        };
+        let load = |bytes: &[u8; HALF]| {
+            // SAFETY: sixteen bytes are readable; the load has no alignment to keep; SSE2 is part of x86-64.
+            unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+        };
+        let (left, right, mask) = (load(left), load(right), load(mask));
+        // SAFETY: SSE2 is part of x86-64.
+        let merged = unsafe {
+            let left = _mm_add_epi64(left, _mm_cvtsi64_si128(more as i64));
+            _mm_or_si128(_mm_and_si128(mask, left), _mm_andnot_si128(mask, right))
+        };
+        // SAFETY: both are sixteen bytes.
+        unsafe { std::mem::transmute(merged) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let number = |bytes: &[u8; HALF]| u128::from_le_bytes(*bytes);
+        let mask = number(mask);
+        ((number(left) + more as u128) & mask | number(right) & !mask).to_le_bytes()
+    }
 }
 
-/// `start..start + len`; no overflow, as V2 bounds it by the length of a buffer.
-#[inline]
-const fn range(start: usize, len: usize) -> Range<usize> {
-    start..start + len
+/// Whether a part of `len` bytes may keep so much memory (V3).
+fn is_shareable(capacity: usize, len: usize) -> bool {
+    len > INLINE && capacity <= len.saturating_mul(2).saturating_add(SLACK)
 }
 
-/// The bytes `range` of a buffer, for writing: in place if nobody else has the buffer, else of a copy
-/// of just these bytes, which makes the range start at zero.
-fn own(buffer: &mut Arc<[u8]>, range: Range<usize>) -> (&mut [u8], usize) {
-    let range = if Arc::get_mut(buffer).is_some() {
-        range
-    } else {
-        let copy = Arc::from(&buffer[range.clone()]);
-        *buffer = copy;
-        0..range.len()
-    };
-    let start = range.start;
-    let bytes = Arc::get_mut(buffer).expect("nobody else had it, or it is a fresh copy");
-    (&mut bytes[range], start)
+impl Clone for IVec {
+    #[inline]
+    fn clone(&self) -> IVec {
+        match self.form() {
+            Form::InPlace(data) => IVec(Repr { inline: *data }),
+            Form::Shared(part) => IVec::of_part(part.clone()),
+        }
+    }
+}
+
+impl Drop for IVec {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if let FormMut::Shared(shared) = self.form_mut() {
+            // SAFETY: it is not used any more.
+            unsafe { ManuallyDrop::drop(shared) };
+        }
+    }
 }
 
 impl Deref for IVec {
@@ -264,20 +357,10 @@ impl Deref for IVec {
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        match &self.0 {
-            Repr::Inline { len, data } => {
-                debug_assert!(usize::from(*len) <= INLINE, "V1");
-                // SAFETY: V1, `data` is `INLINE` bytes long.
-                unsafe { data.get_unchecked(..usize::from(*len)) }
-            }
-            Repr::Shared { buffer, start, len } => {
-                let range = range(*start as usize, *len as usize);
-                debug_assert!(range.end <= buffer.len(), "V2");
-                // SAFETY: V2, and the sum of two values up to `u32::MAX` that is at most a length did
-                // not wrap when it was checked against it.
-                unsafe { buffer.get_unchecked(range) }
-            }
-            Repr::Wide(wide) => &wide.buffer[range(wide.start, wide.len)],
+        match self.form() {
+            // SAFETY: V1, as many bytes are behind the first.
+            Form::InPlace(data) => unsafe { data.get_unchecked(1..=self.first_byte()) },
+            Form::Shared(part) => part,
         }
     }
 }
@@ -285,18 +368,10 @@ impl Deref for IVec {
 /// Copies the bytes first if they are shared, so that no clone sees the change.
 impl DerefMut for IVec {
     fn deref_mut(&mut self) -> &mut [u8] {
-        match &mut self.0 {
-            Repr::Inline { len, data } => &mut data[..usize::from(*len)],
-            Repr::Shared { buffer, start, len } => {
-                let (bytes, at) = own(buffer, range(*start as usize, *len as usize));
-                *start = at as u32; // The old start or zero (V2).
-                bytes
-            }
-            Repr::Wide(wide) => {
-                let (bytes, at) = own(&mut wide.buffer, range(wide.start, wide.len));
-                wide.start = at;
-                bytes
-            }
+        let len = self.first_byte();
+        match self.form_mut() {
+            FormMut::InPlace(data) => &mut data[1..=len],
+            FormMut::Shared(shared) => shared.part.own(),
         }
     }
 }
@@ -329,7 +404,7 @@ impl Borrow<[u8]> for &IVec {
 /// No bytes.
 impl Default for IVec {
     fn default() -> IVec {
-        IVec(Repr::Inline { len: 0, data: [0; INLINE] })
+        IVec(Repr { inline: [0; SIZE] })
     }
 }
 
@@ -339,16 +414,16 @@ impl From<&[u8]> for IVec {
         if bytes.len() <= INLINE {
             IVec::inline(bytes)
         } else {
-            IVec::ranged(Arc::from(bytes), 0, bytes.len())
+            // V2: checked above.
+            IVec::of_part(Part::joined(bytes, &[]))
         }
     }
 }
 
-/// Shares the buffer unless the bytes fit in place.
+/// Copies the bytes.
 impl From<Arc<[u8]>> for IVec {
-    fn from(buffer: Arc<[u8]>) -> IVec {
-        let len = buffer.len();
-        if len <= INLINE { IVec::inline(&buffer) } else { IVec::ranged(buffer, 0, len) }
+    fn from(bytes: Arc<[u8]>) -> IVec {
+        IVec::from(&*bytes)
     }
 }
 
@@ -449,5 +524,7 @@ impl fmt::Debug for IVec {
     }
 }
 
+#[cfg(all(test, loom))]
+mod models;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use super::*;
 use std::collections::{BTreeMap, HashMap};
-use std::panic::{RefUnwindSafe, UnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind};
 
 /// `len` bytes that differ from their neighbours.
 fn bytes(len: usize) -> Vec<u8> {
@@ -14,15 +14,24 @@ fn bytes(len: usize) -> Vec<u8> {
 
 /// Bytes of memory behind an `IVec`.
 fn pinned(v: &IVec) -> usize {
-    match &v.0 {
-        Repr::Inline { .. } => 0,
-        Repr::Shared { buffer, .. } => buffer.len(),
-        Repr::Wide(wide) => wide.buffer.len(),
+    match v.form() {
+        Form::InPlace(_) => 0,
+        Form::Shared(part) => part.capacity(),
     }
 }
 
+/// Longer than anything that neighbours share.
+const LONG: usize = 2 * MIXED;
+
+/// `len` bytes in a chunk of their own.
+fn chunk(len: usize) -> Chunk {
+    let mut chunk = Chunk::new(len);
+    chunk.append(&bytes(len));
+    chunk
+}
+
 /// Lengths around every limit.
-const LENGTHS: [usize; 13] = [0, 1, 15, 16, 22, 29, 30, 31, 32, 100, NARROW - 1, NARROW, NARROW + 1];
+const LENGTHS: [usize; 11] = [0, 1, 15, 16, 22, 29, 30, 31, 32, 100, LONG];
 
 #[test]
 fn bytes_come_back_whatever_they_came_from() {
@@ -41,7 +50,6 @@ fn bytes_come_back_whatever_they_came_from() {
             assert_eq!(&*v, expected.as_slice());
             assert_eq!(v.len(), len);
             assert_eq!(pinned(&v), if len <= INLINE { 0 } else { len });
-            assert_eq!(matches!(v.0, Repr::Wide(_)), len > NARROW);
         }
     }
     assert_eq!(IVec::default(), "");
@@ -60,10 +68,10 @@ fn every_part_is_the_same_part_of_the_slice() {
             }
         }
     }
-    let (expected, v) = (bytes(NARROW + 9), IVec::from(bytes(NARROW + 9)));
-    let part = v.subslice(8, NARROW);
-    assert_eq!(part, expected[8..8 + NARROW]);
-    assert_eq!(part.subslice(1, NARROW - 1), expected[9..8 + NARROW]);
+    let (expected, v) = (bytes(LONG), IVec::from(bytes(LONG)));
+    let part = v.subslice(8, LONG - 9);
+    assert_eq!(part, expected[8..LONG - 1]);
+    assert_eq!(part.subslice(1, LONG - 10), expected[9..LONG - 1]);
 }
 
 #[test]
@@ -79,7 +87,7 @@ fn parts_outside_are_refused() {
 
 #[test]
 fn large_parts_share_and_small_ones_let_go() {
-    for whole in [1000, 2 * NARROW] {
+    for whole in [1000, 2 * LONG] {
         let v = IVec::from(bytes(whole));
         let half = v.subslice(whole / 2, whole / 2);
         assert_eq!(pinned(&half), whole, "half shares");
@@ -114,7 +122,7 @@ fn writing_never_changes_a_clone() {
 
 #[test]
 fn writing_to_a_part_copies_only_the_part() {
-    for whole in [100, 2 * NARROW] {
+    for whole in [100, 2 * LONG] {
         let v = IVec::from(bytes(whole));
         let mut part = v.subslice(whole / 4, whole / 2);
         part[0] = 99;
@@ -185,20 +193,20 @@ fn parts_of_what_neighbours_share_are_the_same_bytes() {
     let fronts = [0, 7, 16, 1, 15, 30, 31].map(|len| IVec::from(bytes(len)));
     let fronts = if cfg!(miri) { &fronts[..3] } else { &fronts };
     let wholes: &[usize] =
-        if cfg!(miri) { &[31, 62] } else { &[1, 29, 30, 31, 62, 100, MIXED, MIXED + 1, NARROW, NARROW + 1] };
+        if cfg!(miri) { &[31, 62] } else { &[1, 29, 30, 31, 62, 100, MIXED, MIXED + 1, LONG] };
     for whole in wholes {
-        let (expected, buffer) = (bytes(*whole), Arc::<[u8]>::from(bytes(*whole)));
+        let (expected, mut chunk) = (bytes(*whole), chunk(*whole));
         for len in [0, 1, 15, 29, 30, 31, 32, 1000, 2100, *whole].into_iter().filter(|len| len <= whole) {
             for start in [0, 2, 15, 16, 31, whole - len].into_iter().filter(|at| at + len <= *whole) {
                 let range = start..start + len;
-                let part = IVec::part(&buffer, range.clone());
+                let part = IVec::part(&mut chunk, range.clone());
                 assert_eq!(part, expected[range.clone()]);
                 let kept = pinned(&part);
                 assert!(kept <= MIXED.max(2 * len + SLACK), "V3: {kept} for {len}");
                 assert!(len > INLINE || kept == 0, "V1: short ones are in place");
                 for front in fronts {
                     let both = [&front[..], &expected[range.clone()]].concat();
-                    assert_eq!(IVec::prefixed(front, &buffer, range.clone()), both);
+                    assert_eq!(IVec::prefixed(front, chunk.bytes(), range.clone()), both);
                     assert_eq!(IVec::joined(front, &expected[range.clone()]), both);
                 }
             }
@@ -207,23 +215,101 @@ fn parts_of_what_neighbours_share_are_the_same_bytes() {
 }
 
 #[test]
-fn parts_outside_of_what_neighbours_share_are_refused() {
-    let buffer = Arc::<[u8]>::from(bytes(100));
+fn pairs_are_made_at_once_when_the_key_is_short_and_the_value_long() {
+    let expected = bytes(100);
+    let fronts: &[usize] = if cfg!(miri) { &[0, 14] } else { &[0, 1, 5, 14, 15, 16, 30, 31] };
+    for front_len in fronts.iter().copied() {
+        let front = IVec::from(bytes(front_len));
+        for key in [0..5, 1..1, 6..6, 6..36, 15..30, 16..31, 16..16, 20..50, 60..100, 90..100] {
+            for value in [69..100, 70..100, 50..60, 0..100] {
+                let mut chunk = chunk(100);
+                assert!(
+                    IVec::common_pair(&front, &mut chunk, &key, &value).is_none(),
+                    "it has no shares yet"
+                );
+                let _ready = chunk.part(&(0..1));
+                let made = IVec::common_pair(&front, &mut chunk, &key, &value);
+                // There must be bytes in front of the key, and behind it, which are read with it.
+                let has_room = key.start > front_len && 100 - key.start + front_len + 1 >= SIZE;
+                let is_short = front_len < HALF && front_len + key.len() <= INLINE;
+                assert_eq!(made.is_some(), has_room && is_short && value.len() > INLINE);
+                if let Some((made_key, made_value)) = made {
+                    assert_eq!(made_key, [&front, &expected[key.clone()]].concat());
+                    assert_eq!(made_value, expected[value]);
+                    assert_eq!((pinned(&made_key), pinned(&made_value)), (0, 100));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn parts_outside_of_what_was_filled_are_refused() {
     for range in [99..101, 60..101, 101..101, 50..200] {
-        assert!(catch_unwind(|| IVec::part(&buffer, range.clone())).is_err(), "{range:?}");
-        let front = IVec::from("ab");
-        assert!(catch_unwind(|| IVec::prefixed(&front, &buffer, range.clone())).is_err(), "{range:?}");
+        let refused = |take: fn(&mut Chunk, Range<usize>) -> IVec| {
+            let mut chunk = Chunk::new(300);
+            chunk.append(&bytes(100));
+            let range = range.clone();
+            catch_unwind(move || take(&mut chunk, range)).is_err()
+        };
+        assert!(refused(IVec::part));
+        assert!(refused(|chunk, range| IVec::of_part(chunk.part(&range))));
+        assert!(refused(|chunk, range| IVec::prefixed(&IVec::from("ab"), chunk.bytes(), range)));
     }
 }
 
 #[test]
 fn writing_to_a_part_leaves_its_neighbours_alone() {
-    let mut buffer = Arc::<[u8]>::from(bytes(200));
-    let (mut left, right) = (IVec::part(&buffer, 0..100), IVec::part(&buffer, 100..200));
+    let mut chunk = chunk(200);
+    let (mut left, right) = (IVec::part(&mut chunk, 0..100), IVec::part(&mut chunk, 100..200));
     left[99] ^= 255;
     assert_eq!(right, bytes(200)[100..]);
     assert_eq!(pinned(&left), 100, "only the part was copied");
-    assert!(Arc::get_mut(&mut buffer).is_none(), "the right one has it still");
+    assert!(!chunk.clear(), "the right one has it still");
     drop(right);
-    assert!(Arc::get_mut(&mut buffer).is_some(), "nobody has it any more");
+    assert!(chunk.clear(), "nobody has it any more");
+}
+
+#[test]
+fn a_chunk_is_filled_again_only_when_all_its_parts_are_gone() {
+    let mut chunk = Chunk::new(100);
+    for round in 0..if cfg!(miri) { 2 } else { 5 } {
+        // More than the shares that are taken at once.
+        let parts = if cfg!(miri) { 1030 } else { 3000 };
+        chunk.append(&bytes(50));
+        let mut parts: Vec<IVec> = (0..parts).map(|_| IVec::part(&mut chunk, round..50)).collect();
+        let copy = parts[7].clone();
+        chunk.append(&bytes(50));
+        let last = parts.pop();
+        drop(parts);
+        assert!(!chunk.clear(), "there are two still");
+        drop(copy);
+        assert!(!chunk.clear(), "there is one still");
+        assert_eq!(last, Some(IVec::from(&bytes(50)[round..])));
+        assert_eq!(chunk.bytes(), [bytes(50), bytes(50)].concat());
+        drop(last);
+        assert!(chunk.clear() && chunk.clear() && chunk.bytes().is_empty());
+    }
+}
+
+#[test]
+fn the_last_part_of_a_chunk_is_written_in_place() {
+    let mut chunk = chunk(200);
+    let (mut left, right) = (IVec::part(&mut chunk, 0..100), IVec::part(&mut chunk, 100..200));
+    drop(chunk);
+    let shared = left.as_ptr();
+    left[0] ^= 255;
+    assert_ne!(left.as_ptr(), shared, "the right one has it, too");
+    let mut right = right;
+    let alone = right.as_ptr();
+    right[0] ^= 255;
+    assert_eq!(right.as_ptr(), alone, "what the chunk had taken in advance was given back");
+    assert_eq!(right[1..], bytes(200)[101..]);
+}
+
+#[test]
+fn a_chunk_takes_no_more_than_it_has_room_for() {
+    let mut chunk = chunk(100);
+    assert!(catch_unwind(AssertUnwindSafe(|| chunk.append(b"x"))).is_err());
+    assert_eq!(chunk.bytes(), bytes(100));
 }

@@ -10,15 +10,11 @@
 //! in place. Longer keys are copied whole.
 
 use super::leaf::{Leaf, Value, record_head, spans};
-use crate::ivec::{IVec, MIXED};
+use crate::ivec::{Chunk, IVec, MIXED};
 use std::ops::Range;
-use std::sync::Arc;
 
 /// Records from here on do not begin a chunk that others share, bytes.
 const LONG: usize = MIXED / 4;
-
-/// A chunk, before something is written to it.
-const EMPTY: [u8; MIXED] = [0; MIXED];
 
 /// A key in two parts.
 pub type Parts<'a> = [&'a [u8]; 2];
@@ -28,13 +24,6 @@ pub type Parts<'a> = [&'a [u8]; 2];
 struct Place {
     chunk: usize,
     at: usize,
-}
-
-#[derive(Debug)]
-struct Chunk {
-    bytes: Arc<[u8]>,
-    /// Bytes that records take up.
-    filled: usize,
 }
 
 /// Records that were copied and not taken yet.
@@ -49,10 +38,12 @@ pub struct Copied {
     len: usize,
     /// Number of records that were not taken.
     left: usize,
-    /// The next record, or the end of the chunk before.
-    next: Place,
-    /// The record that was taken last, if one was.
-    taken: Place,
+    /// Index of the chunk of what was taken last, or of the first.
+    chunk: usize,
+    /// Where in that chunk the next record is, or its end.
+    next: usize,
+    /// Where in that chunk the record is that was taken last, if one was.
+    taken: usize,
     /// The record that was copied last, if one was.
     last: Place,
     /// In front of each key.
@@ -61,11 +52,24 @@ pub struct Copied {
     big: Option<(IVec, Option<IVec>)>,
 }
 
+/// Where key and value of the record at `at` are.
+#[inline(always)]
+fn parts(chunk: &Chunk, at: usize) -> (Range<usize>, Range<usize>) {
+    let bytes = chunk.bytes();
+    let (key, value, _) = spans(bytes, at, bytes.len()).expect("records were copied whole");
+    (key, value)
+}
+
+#[inline(always)]
+fn key_of(prefix: &IVec, chunk: &mut Chunk, key: Range<usize>) -> IVec {
+    if prefix.is_empty() { IVec::part(chunk, key) } else { IVec::prefixed(prefix, chunk.bytes(), key) }
+}
+
 impl Copied {
     /// Forgets everything.
     pub fn clear(&mut self) {
         (self.used, self.len, self.left) = (0, 0, 0);
-        self.next = Place::default();
+        (self.chunk, self.next) = (0, 0);
         self.big = None;
     }
 
@@ -132,8 +136,8 @@ impl Copied {
         }
         let last = starts.get(end - 1);
         let bytes = &leaf.bytes()[start..starts.get(end)];
-        let (space, at) = self.space(end - run.start, bytes.len());
-        space.copy_from_slice(bytes);
+        let (chunk, at) = self.space(end - run.start, bytes.len());
+        chunk.append(bytes);
         self.last = Place { chunk: self.used - 1, at: at + (last - start) };
         end
     }
@@ -148,14 +152,12 @@ impl Copied {
         while first > run.start && end - starts.get(first - 1) <= room {
             first -= 1;
         }
-        let (mut space, at) = self.space(run.end - first, end - starts.get(first));
-        let last = at + space.len() - (starts.get(first + 1) - starts.get(first));
+        let all = end - starts.get(first);
+        let (chunk, at) = self.space(run.end - first, all);
         for i in (first..run.end).rev() {
-            let bytes = &leaf.bytes()[starts.get(i)..starts.get(i + 1)];
-            let (to, rest) = space.split_at_mut(bytes.len());
-            to.copy_from_slice(bytes);
-            space = rest;
+            chunk.append(&leaf.bytes()[starts.get(i)..starts.get(i + 1)]);
         }
+        let last = at + all - (starts.get(first + 1) - starts.get(first));
         self.last = Place { chunk: self.used - 1, at: last };
         first
     }
@@ -177,98 +179,88 @@ impl Copied {
         let value = value.bytes();
         let len = head_len + front.len() + back.len() + value.len();
         self.room(len);
-        let (space, at) = self.space(1, len);
-        let (head_to, to) = space.split_at_mut(head_len);
+        let (chunk, at) = self.space(1, len);
         if head_len == 4 {
-            head_to.copy_from_slice(&head[..4]);
+            chunk.append(&head[..4]);
         } else {
-            head_to.copy_from_slice(&head);
+            chunk.append(&head);
         }
-        let (to, value_to) = to.split_at_mut(front.len() + back.len());
-        value_to.copy_from_slice(value);
-        let (front_to, back_to) = to.split_at_mut(front.len());
         if !front.is_empty() {
-            front_to.copy_from_slice(front);
+            chunk.append(front);
         }
-        back_to.copy_from_slice(back);
+        chunk.append(back);
+        chunk.append(value);
         self.last = Place { chunk: self.used - 1, at };
     }
 
     /// Sees to it that the last chunk has room for so many bytes; how much it has.
     fn room(&mut self, len: usize) -> usize {
         if let Some(last) = self.chunks[..self.used].last() {
-            let room = last.bytes.len() - last.filled;
+            let room = last.capacity() - last.bytes().len();
             if room >= len {
                 return room;
             }
         }
         let size = if len > LONG { len } else { self.expected.clamp(len, MIXED) };
-        let fresh = || if size > MIXED { vec![0; size].into() } else { Arc::from(&EMPTY[..size]) };
         match self.chunks.get_mut(self.used) {
-            None => self.chunks.push(Chunk { bytes: fresh(), filled: 0 }),
+            None => self.chunks.push(Chunk::new(size)),
             Some(old) => {
                 // V3: a longer one than is asked for must be one that may be shared.
-                let fits = (size..=size.max(MIXED)).contains(&old.bytes.len());
-                if !fits || Arc::get_mut(&mut old.bytes).is_none() {
-                    old.bytes = fresh();
+                let fits = (size..=size.max(MIXED)).contains(&old.capacity());
+                if !fits || !old.clear() {
+                    *old = Chunk::new(size);
                 }
-                old.filled = 0;
             }
         }
         self.used += 1;
-        self.chunks[self.used - 1].bytes.len()
+        self.chunks[self.used - 1].capacity()
     }
 
-    /// Takes up so many bytes, for which there is room, for some records; where they are.
+    /// The last chunk, which has room for so many bytes of some records, and where they are to be.
     #[inline]
-    fn space(&mut self, records: usize, len: usize) -> (&mut [u8], usize) {
+    fn space(&mut self, records: usize, len: usize) -> (&mut Chunk, usize) {
         self.len += records;
         self.left += records;
         self.expected = self.expected.saturating_sub(len);
         let chunk = &mut self.chunks[self.used - 1];
-        let at = chunk.filled;
-        chunk.filled += len;
-        let bytes = Arc::get_mut(&mut chunk.bytes).expect("nothing was taken of it yet");
-        (&mut bytes[at..at + len], at)
-    }
-
-    /// The memory of a record, and where in it are key and value.
-    #[inline(always)]
-    fn record(&self, place: Place) -> (&Arc<[u8]>, Range<usize>, Range<usize>) {
-        let bytes = &self.chunks[place.chunk].bytes;
-        let (key, value, _) = spans(bytes, place.at, bytes.len()).expect("records were copied whole");
-        (bytes, key, value)
-    }
-
-    #[inline(always)]
-    fn key_at(&self, bytes: &Arc<[u8]>, key: Range<usize>) -> IVec {
-        if self.prefix.is_empty() { IVec::part(bytes, key) } else { IVec::prefixed(&self.prefix, bytes, key) }
+        let at = chunk.bytes().len();
+        (chunk, at)
     }
 
     /// Where the next record is; there is one.
     #[inline(always)]
     fn place(&self) -> Place {
-        let Place { chunk, at } = self.next;
-        if at < self.chunks[chunk].filled { self.next } else { Place { chunk: chunk + 1, at: 0 } }
+        let Copied { chunk, next: at, .. } = *self;
+        if at < self.chunks[chunk].bytes().len() {
+            Place { chunk, at }
+        } else {
+            Place { chunk: chunk + 1, at: 0 }
+        }
+    }
+
+    /// Notes that a record was taken.
+    #[inline(always)]
+    fn took(&mut self, place: Place, end: usize) {
+        self.left -= 1;
+        (self.chunk, self.taken, self.next) = (place.chunk, place.at, end);
     }
 
     /// Takes the next record, or else the big value.
     #[inline(always)]
     fn take<T>(
         &mut self,
-        record: impl FnOnce(&Copied, &Arc<[u8]>, Range<usize>, Range<usize>) -> T,
+        record: impl FnOnce(&IVec, &mut Chunk, Range<usize>, Range<usize>) -> T,
         big: impl FnOnce((IVec, IVec)) -> T,
     ) -> Option<T> {
         if self.left == 0 {
             return self.take_big().map(big);
         }
         let place = self.place();
-        let (bytes, key, value) = self.record(place);
+        let chunk = &mut self.chunks[place.chunk];
+        let (key, value) = parts(chunk, place.at);
         let end = value.end;
-        let taken = record(self, bytes, key, value);
-        self.left -= 1;
-        self.taken = place;
-        self.next = Place { chunk: place.chunk, at: end };
+        let taken = record(&self.prefix, chunk, key, value);
+        self.took(place, end);
         Some(taken)
     }
 
@@ -280,14 +272,12 @@ impl Copied {
             return None;
         }
         let place = self.place();
-        let (bytes, key, value) = self.record(place);
+        let chunk = &mut self.chunks[place.chunk];
+        let (key, value) = parts(chunk, place.at);
         let end = value.end;
-        let key = IVec::prefixed_in_place(&self.prefix, bytes, &key)?;
-        let value = IVec::shared_part(bytes, &value)?;
-        self.left -= 1;
-        self.taken = place;
-        self.next = Place { chunk: place.chunk, at: end };
-        Some((key, value))
+        let pair = IVec::common_pair(&self.prefix, chunk, &key, &value)?;
+        self.took(place, end);
+        Some(pair)
     }
 
     #[cold]
@@ -299,19 +289,22 @@ impl Copied {
     /// Takes the next pair.
     #[inline(always)]
     pub fn pair(&mut self) -> Option<(IVec, IVec)> {
-        self.take(|this, bytes, key, value| (this.key_at(bytes, key), IVec::part(bytes, value)), |pair| pair)
+        self.take(
+            |prefix, chunk, key, value| (key_of(prefix, chunk, key), IVec::part(chunk, value)),
+            |pair| pair,
+        )
     }
 
     /// Takes the next pair, for its key alone.
     #[inline(always)]
     pub fn key(&mut self) -> Option<IVec> {
-        self.take(|this, bytes, key, _| this.key_at(bytes, key), |(key, _)| key)
+        self.take(|prefix, chunk, key, _| key_of(prefix, chunk, key), |(key, _)| key)
     }
 
     /// Takes the next pair, for its value alone.
     #[inline(always)]
     pub fn value(&mut self) -> Option<IVec> {
-        self.take(|_, bytes, _, value| IVec::part(bytes, value), |(_, value)| value)
+        self.take(|_, chunk, _, value| IVec::part(chunk, value), |(_, value)| value)
     }
 
     /// Takes the next pair, for nothing.
@@ -321,8 +314,8 @@ impl Copied {
     }
 
     fn parts(&self, place: Place) -> Parts<'_> {
-        let (bytes, key, _) = self.record(place);
-        [&self.prefix, &bytes[key]]
+        let chunk = &self.chunks[place.chunk];
+        [&self.prefix, &chunk.bytes()[parts(chunk, place.at).0]]
     }
 
     /// The key of the next pair.
@@ -338,7 +331,7 @@ impl Copied {
     pub fn taken_key(&self) -> Option<Parts<'_>> {
         match &self.big {
             Some((key, None)) => Some([key, &[]]),
-            _ => (self.left < self.len).then(|| self.parts(self.taken)),
+            _ => (self.left < self.len).then(|| self.parts(Place { chunk: self.chunk, at: self.taken })),
         }
     }
 

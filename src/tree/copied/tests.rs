@@ -127,7 +127,7 @@ fn chunks_are_used_again_when_nothing_of_them_is_kept() {
     let records: Vec<Record> = (0..40_u8).map(|i| (vec![b'p', i], vec![i; 100])).collect();
     let mut copied = Copied::default();
     let addresses =
-        |copied: &Copied| copied.chunks.iter().map(|chunk| chunk.bytes.as_ptr()).collect::<Vec<_>>();
+        |copied: &Copied| copied.chunks.iter().map(|chunk| chunk.bytes().as_ptr()).collect::<Vec<_>>();
     copy(&mut copied, &records, 1, false, 100);
     let before = addresses(&copied);
     assert!(before.len() > 1, "the limit of a chunk was met");
