@@ -204,11 +204,19 @@ impl Forest {
         out: &mut Copied,
     ) -> Result<bool> {
         let leaf = at.leaf();
-        leaf.fetch();
-        let (used, _) = at.frame.used();
-        let deltas = SortedDeltas::of(at.frame, used, true);
         let bound = slice(bound);
         let (low, high) = if backwards { (bound, from) } else { (from, bound) };
+        // A step often starts where the leaf does, which then is not searched.
+        let low =
+            if matches!(low, Bound::Included(key) if key <= leaf.low()) { Bound::Unbounded } else { low };
+        let from_first = !backwards && matches!(low, Bound::Unbounded);
+        if from_first {
+            leaf.fetch_run(0..leaf.len());
+        } else {
+            leaf.fetch();
+        }
+        let (used, _) = at.frame.used();
+        let deltas = SortedDeltas::of(at.frame, used, true);
         let mut runs = Runs::between(leaf, &deltas, low, high);
         let mut begun = false;
         while out.len() < most
@@ -220,6 +228,9 @@ impl Forest {
                 } else {
                     leaf.prefix().len() + leaf.suffix(piece.run.start).len()
                 };
+                if !from_first && !backwards {
+                    leaf.fetch_run(piece.run.clone());
+                }
                 out.begin(leaf, first, most);
                 begun = true;
             }

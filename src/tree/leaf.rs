@@ -74,6 +74,9 @@ const KIND_SHIFT: u32 = 14;
 /// Bytes of a record that a point read asks for at once; more come by themselves, as they are read in order.
 const RECORD_FIRST: usize = 512;
 
+/// Bytes of a run of records that are asked for at once; as above.
+const RUN_FIRST: usize = 1024;
+
 /// Longest value that a record holds inline, bytes.
 pub const MAX_INLINE: usize = (1 << KIND_SHIFT) - 1;
 
@@ -406,9 +409,17 @@ impl<'a> Leaf<'a> {
     #[inline]
     pub fn fetch(self) {
         let (starts, n) = (self.starts(), self.len());
-        let first = |i: usize| self.bytes.get(starts.get(i)).copied().unwrap_or_default();
-        let middle = [n / 2, n / 4, n / 4 * 3, n / 8, n / 8 * 3, n / 8 * 5, n / 8 * 7].map(first);
-        std::hint::black_box(middle.iter().fold(0, |all, byte| all ^ byte));
+        for middle in [n / 2, n / 4, n / 4 * 3, n / 8, n / 8 * 3, n / 8 * 5, n / 8 * 7] {
+            prefetch(self.bytes.as_ptr().wrapping_add(starts.get(middle)), 1);
+        }
+    }
+
+    /// Asks the memory for the first records of a run, and waits for none of them.
+    #[inline]
+    pub fn fetch_run(self, run: Range<usize>) {
+        let starts = self.starts();
+        let (start, end) = (starts.get(run.start), starts.get(run.end));
+        prefetch(self.bytes.as_ptr().wrapping_add(start), end.saturating_sub(start).min(RUN_FIRST));
     }
 
     /// Checks everything that the other methods rely on, so that none of them panics.
