@@ -4,17 +4,25 @@
 //!
 //! Records are copied as they are in the image, one behind the other in the order in which they are taken, into chunks of
 //! memory which the keys and values that are taken share (see `IVec`). A chunk is at most [`MIXED`] bytes, or holds one
-//! longer record alone. When all that was taken from a chunk is gone it is used again.
+//! longer record alone. When all that was taken from a chunk is gone it is used again, by the next iteration of the thread
+//! at last.
 //!
 //! The prefix that all keys of the leaf share is kept once, if the keys with it are short enough for an `IVec` to have them
 //! in place. Longer keys are copied whole.
 
 use super::leaf::{Leaf, Value, record_head, spans};
 use crate::ivec::{Chunk, IVec, MIXED};
+use std::cell::Cell;
 use std::ops::Range;
 
 /// Records from here on do not begin a chunk that others share, bytes.
 const LONG: usize = MIXED / 4;
+
+thread_local! {
+    /// One chunk, of which there are no parts, for the next iteration of the thread: for a short one, memory costs as
+    /// much as copying.
+    static SPARE: Cell<Vec<Chunk>> = const { Cell::new(Vec::new()) };
+}
 
 /// A key in two parts.
 pub type Parts<'a> = [&'a [u8]; 2];
@@ -193,6 +201,12 @@ impl Copied {
         self.last = Place { chunk: self.used - 1, at };
     }
 
+    /// Gets what an iteration of the thread left.
+    fn take_spare(&mut self) {
+        // There is nothing while the thread ends.
+        self.chunks = SPARE.try_with(Cell::take).unwrap_or_default();
+    }
+
     /// Sees to it that the last chunk has room for so many bytes; how much it has.
     fn room(&mut self, len: usize) -> usize {
         if let Some(last) = self.chunks[..self.used].last() {
@@ -200,6 +214,9 @@ impl Copied {
             if room >= len {
                 return room;
             }
+        }
+        if self.chunks.is_empty() {
+            self.take_spare();
         }
         let size = if len > LONG { len } else { self.expected.clamp(len, MIXED) };
         match self.chunks.get_mut(self.used) {
@@ -340,6 +357,18 @@ impl Copied {
         match &self.big {
             Some((key, _)) => Some([key, &[]]),
             None => (self.len > 0).then(|| self.parts(self.last)),
+        }
+    }
+}
+
+impl Drop for Copied {
+    fn drop(&mut self) {
+        self.chunks.truncate(1);
+        let is_spare = |chunk: &mut Chunk| chunk.capacity() <= MIXED && chunk.clear();
+        if self.chunks.first_mut().is_some_and(is_spare) {
+            let chunks = std::mem::take(&mut self.chunks);
+            // Dropped while the thread ends.
+            let _gone = SPARE.try_with(|spare| spare.set(chunks));
         }
     }
 }

@@ -138,3 +138,25 @@ fn chunks_are_used_again_when_nothing_of_them_is_kept() {
     assert_eq!(before[1..], after[1..]);
     assert_eq!(first, Some((records[0].0[..].into(), records[0].1[..].into())));
 }
+
+#[test]
+fn the_next_iteration_of_the_thread_gets_a_chunk_of_which_nothing_is_kept() {
+    let records: Vec<Record> = (0..40_u8).map(|i| (vec![b'p', i], vec![i; 100])).collect();
+    let run = |keep: bool| {
+        let mut copied = Copied::default();
+        copy(&mut copied, &records, 1, false, 100);
+        let first = copied.chunks[0].bytes().as_ptr();
+        (first, copied.value().filter(|_| keep))
+    };
+    let (first, _) = run(false);
+    let (second, kept) = run(true);
+    assert_eq!(first, second);
+    let (third, _) = run(false);
+    assert_ne!(second, third, "that of what is kept is left alone");
+    assert_eq!(kept, Some(records[0].1[..].into()));
+    // One chunk is left, and none of a single long record.
+    assert_eq!(SPARE.take().len(), 1);
+    let long = [(b"pa".to_vec(), vec![1; MIXED])];
+    copy(&mut Copied::default(), &long, 1, false, 1);
+    assert_eq!(SPARE.take().len(), 0);
+}
