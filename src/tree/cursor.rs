@@ -204,6 +204,10 @@ impl Forest {
         out: &mut Copied,
     ) -> Result<bool> {
         let leaf = at.leaf();
+        leaf.fetch_fences();
+        leaf.fetch();
+        let (used, _) = at.frame.used();
+        let deltas = SortedDeltas::of(at.frame, used, true);
         let bound = slice(bound);
         let (low, high) = if backwards { (bound, from) } else { (from, bound) };
         // A step often starts where the leaf does, which then is not searched.
@@ -212,11 +216,7 @@ impl Forest {
         let from_first = !backwards && matches!(low, Bound::Unbounded);
         if from_first {
             leaf.fetch_run(0..leaf.len());
-        } else {
-            leaf.fetch();
         }
-        let (used, _) = at.frame.used();
-        let deltas = SortedDeltas::of(at.frame, used, true);
         let mut runs = Runs::between(leaf, &deltas, low, high);
         let mut begun = false;
         while out.len() < most

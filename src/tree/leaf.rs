@@ -77,6 +77,9 @@ const RECORD_FIRST: usize = 512;
 /// Bytes of a run of records that are asked for at once; as above.
 const RUN_FIRST: usize = 1024;
 
+/// Bytes of fences that are asked for at once.
+const FENCES_FIRST: usize = 128;
+
 /// Longest value that a record holds inline, bytes.
 pub const MAX_INLINE: usize = (1 << KIND_SHIFT) - 1;
 
@@ -412,6 +415,14 @@ impl<'a> Leaf<'a> {
         for middle in [n / 2, n / 4, n / 4 * 3, n / 8, n / 8 * 3, n / 8 * 5, n / 8 * 7] {
             prefetch(self.bytes.as_ptr().wrapping_add(starts.get(middle)), 1);
         }
+    }
+
+    /// Asks the memory for the fences, and waits for none of them.
+    #[inline]
+    pub fn fetch_fences(self) {
+        let at = self.fences_at();
+        prefetch(self.bytes.as_ptr().wrapping_add(at), (self.bytes.len() - at).min(FENCES_FIRST));
+        prefetch(self.bytes.as_ptr().wrapping_add(self.bytes.len().saturating_sub(1)), 1);
     }
 
     /// Asks the memory for the first records of a run, and waits for none of them.
