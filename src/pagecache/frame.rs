@@ -579,7 +579,13 @@ impl<'g> FrameRef<'g> {
     /// Asks the memory for what a point read of a leaf looks at before it knows the record, and waits for none of it.
     #[inline(always)]
     pub fn prefetch(self) {
-        prefetch(self.ptr.as_ptr().cast(), READ_FIRST);
+        self.prefetch_first(READ_FIRST);
+    }
+
+    /// Asks the memory for the first `len` bytes of a page, and waits for none of them.
+    #[inline(always)]
+    pub fn prefetch_first(self, len: usize) {
+        prefetch(self.ptr.as_ptr().cast(), len);
     }
 
     #[inline]
