@@ -52,7 +52,7 @@ const READ_FIRST: usize = 512;
 /// Bytes of a delta, header included, that a read asks for at once.
 const DELTA_FIRST: usize = 192;
 /// Going through so many deltas costs a reader about as much as folding a leaf.
-const FOLD_AFTER: u32 = 16;
+const FOLD_AFTER: u32 = 64;
 /// The clock of a frame that the eviction hand must not touch.
 const HELD: u8 = 2;
 const ADDRESS_BITS: u32 = 48;
