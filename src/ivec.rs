@@ -147,6 +147,17 @@ impl IVec {
         }
     }
 
+    /// So many bytes, which something fills in that may fail, and what it returns.
+    pub(crate) fn filled<T, E>(
+        len: usize,
+        fill: impl FnOnce(&mut [u8]) -> Result<T, E>,
+    ) -> Result<(T, IVec), E> {
+        // V2: of a length that is not kept in place.
+        let mut bytes =
+            if len <= INLINE { IVec::inline(&[0; INLINE][..len]) } else { IVec::of_part(Part::zeroed(len)) };
+        Ok((fill(&mut bytes)?, bytes))
+    }
+
     /// Whether so many bytes are kept in place.
     #[inline]
     pub(crate) const fn is_short(len: usize) -> bool {

@@ -22,7 +22,7 @@ const INVENTORY: [Entry; 16] = [
      "a hint reads nothing and cannot fault, whatever the address"),
     ("ivec.rs", [10, 0, 0], "a union of bytes in place and a part of shared memory; sixteen bytes moved at once",
      "V1: the first byte says which it is, and the constructors write all of it; SSE2 is a part of x86-64"),
-    ("ivec/buffer.rs", [14, 3, 2], "memory with a count, which many read and whoever is alone writes",
+    ("ivec/buffer.rs", [15, 3, 2], "memory with a count, which many read and whoever is alone writes",
      "V4: the count is that of all shares, the last of which frees it; V5, V6: what is read was written before"),
     ("log/redo_buffer.rs", [8, 0, 1], "many writers fill disjoint ranges of one buffer, then one reads all of it",
      "L3: a reservation claims its range by CAS and nobody reads before the last writer has left; bytes are cells"),

@@ -26,7 +26,7 @@
 
 use crate::base::sync::Watches;
 use crate::base::sync::atomic::{AtomicUsize, Ordering, fence};
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::ops::{Deref, Range};
 use std::panic::{RefUnwindSafe, UnwindSafe};
@@ -69,10 +69,25 @@ fn layout(capacity: usize) -> Layout {
 impl Block {
     /// The only share of new memory, of which nothing was written.
     fn new(capacity: usize) -> Block {
-        let layout = layout(capacity);
         // SAFETY: it has a header, so its size is not zero.
-        let memory = unsafe { alloc(layout) };
-        let Some(header) = NonNull::new(memory.cast::<Header>()) else { handle_alloc_error(layout) };
+        let memory = unsafe { alloc(layout(capacity)) };
+        Block::of_memory(memory, capacity)
+    }
+
+    /// The only share of new memory of zeros.
+    fn zeroed(capacity: usize) -> Block {
+        // SAFETY: it has a header, so its size is not zero.
+        let memory = unsafe { alloc_zeroed(layout(capacity)) };
+        let block = Block::of_memory(memory, capacity);
+        block.header().watches.written(0..capacity);
+        block
+    }
+
+    /// The only share of what was allocated for so many bytes, if it was.
+    fn of_memory(memory: *mut u8, capacity: usize) -> Block {
+        let Some(header) = NonNull::new(memory.cast::<Header>()) else {
+            handle_alloc_error(layout(capacity))
+        };
         let first = Header { shares: AtomicUsize::new(1), capacity, watches: Watches::new(capacity) };
         // SAFETY: it is new, and was laid out for this.
         unsafe { header.write(first) };
@@ -187,6 +202,11 @@ impl Part {
         // SAFETY: as above.
         unsafe { block.write(front.len(), back) };
         Part { block, start: 0, len }
+    }
+
+    /// Zeros.
+    pub fn zeroed(len: usize) -> Part {
+        Part { block: Block::zeroed(len), start: 0, len }
     }
 
     /// A part of the part.

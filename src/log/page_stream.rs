@@ -21,6 +21,7 @@ use super::address::ImageAddr;
 use super::format::{HEADER, Holds, ImageHeader, ImageKind, SegmentHeader, SegmentKind, image_bytes};
 use super::segment::Segments;
 use crate::error::{Error, Result};
+use crate::ivec::IVec;
 use crate::storage::{Storage, is_unreadable};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -220,7 +221,7 @@ impl PageStream {
     ///
     /// # Errors
     /// `Corruption` when the image is not there whole, or the medium does not give it back; what else reading failed with.
-    pub fn read(&self, address: ImageAddr, kind: ImageKind) -> Result<(ImageHeader, Vec<u8>)> {
+    pub fn read(&self, address: ImageAddr, kind: ImageKind) -> Result<(ImageHeader, IVec)> {
         let (header, bytes) = match self.read_raw(address) {
             Err(Error::Io(error)) if is_unreadable(&error) => {
                 return Err(self.damaged(address, &format!("image that cannot be read ({error})")));
@@ -238,12 +239,13 @@ impl PageStream {
     ///
     /// # Errors
     /// `Corruption` when it cannot be decompressed.
-    pub fn payload(&self, address: ImageAddr, header: &ImageHeader, raw: &[u8]) -> Result<Vec<u8>> {
-        let stored = &raw[HEADER..][..header.stored as usize];
+    pub fn payload(&self, address: ImageAddr, header: &ImageHeader, raw: &IVec) -> Result<IVec> {
+        let stored = header.stored as usize;
         if !header.compressed {
-            return Ok(stored.to_vec());
+            return Ok(raw.subslice(HEADER, stored));
         }
-        super::compression::decompress(stored, header.raw)
+        super::compression::decompress(&raw[HEADER..][..stored], header.raw)
+            .map(IVec::from)
             .ok_or_else(|| self.damaged(address, "image that cannot be decompressed"))
     }
 
@@ -251,20 +253,18 @@ impl PageStream {
     ///
     /// # Errors
     /// As for [`Self::read`].
-    pub fn read_raw(&self, address: ImageAddr) -> Result<(ImageHeader, Vec<u8>)> {
+    pub fn read_raw(&self, address: ImageAddr) -> Result<(ImageHeader, IVec)> {
         let Some(nonce) = self.segments.nonce(address.offset(), address.bytes()) else {
             return Err(self.damaged(address, "image address outside the page segments"));
         };
         let len = usize::try_from(address.bytes()).map_err(|_| self.damaged(address, "image too long"))?;
-        let mut bytes = vec![0; len];
-        if let Err(e) = self.storage.read_at(address.offset(), &mut bytes) {
-            let past_end = e.kind() == std::io::ErrorKind::UnexpectedEof;
-            return Err(if past_end {
-                self.damaged(address, "image past the end of the file")
-            } else {
-                e.into()
-            });
-        }
+        let bytes = match IVec::filled(len, |bytes| self.storage.read_at(address.offset(), bytes)) {
+            Ok(((), bytes)) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
+                return Err(self.damaged(address, "image past the end of the file"));
+            }
+            Err(e) => return Err(e.into()),
+        };
         match ImageHeader::decode(&bytes, nonce, address.offset()) {
             Some((header, payload)) if image_bytes(payload.len()) == len => Ok((header, bytes)),
             _ => Err(self.damaged(address, "damaged image")),

@@ -48,6 +48,7 @@ pub use status::{Outcome, Status};
 
 use crate::base::{Lsn, RedoPosition, Tally, fail};
 use crate::error::{Error, Result};
+use crate::ivec::IVec;
 pub use crate::log::Holds;
 pub use crate::log::Reservation;
 use crate::log::{ImageHeader, Stream};
@@ -368,7 +369,7 @@ impl<P: Page> PageCache<P> {
     ///
     /// # Errors
     /// `Corruption` with its place; what reading failed with.
-    pub fn read_leaf(&self, image: ImageAddr) -> Result<Vec<u8>> {
+    pub fn read_leaf(&self, image: ImageAddr) -> Result<IVec> {
         let (_, bytes) = self.log.pages().read(image, ImageKind::Leaf)?;
         P::validate(&bytes).map_err(|what| self.damaged(image, what))?;
         Ok(bytes)
@@ -378,7 +379,7 @@ impl<P: Page> PageCache<P> {
     ///
     /// # Errors
     /// As for [`Self::read_leaf`]; `Corruption` when it is of another range.
-    pub fn read_below(&self, frame: FrameRef<'_>) -> Result<Vec<u8>> {
+    pub fn read_below(&self, frame: FrameRef<'_>) -> Result<IVec> {
         let bytes = self.read_leaf(frame.disk())?;
         if P::is_of(frame, &bytes) {
             Ok(bytes)
@@ -489,7 +490,7 @@ impl<P: Page> PageCache<P> {
     ///
     /// # Errors
     /// `Corruption` with its place; what reading failed with.
-    pub fn read_big(&self, image: ImageAddr) -> Result<(Vec<u8>, usize)> {
+    pub fn read_big(&self, image: ImageAddr) -> Result<(IVec, usize)> {
         let (_, bytes) = self.log.pages().read(image, ImageKind::Big)?;
         let key_len = bytes.get(..4).map(|b| u32::from_le_bytes(b.try_into().expect("four bytes")) as usize);
         match key_len.and_then(|len| len.checked_add(4)).filter(|at| *at <= bytes.len()) {
@@ -573,7 +574,7 @@ impl<P: Page> PageCache<P> {
     ///
     /// # Errors
     /// As for [`Self::read_leaf`].
-    pub fn read_chunk(&self, image: ImageAddr) -> Result<Vec<u8>> {
+    pub fn read_chunk(&self, image: ImageAddr) -> Result<IVec> {
         Ok(self.log.pages().read(image, ImageKind::Chunk)?.1)
     }
 
@@ -670,7 +671,7 @@ impl<P: Page> PageCache<P> {
     ///
     /// # Errors
     /// As for [`Self::read_leaf`].
-    pub fn read_for_move(&self, image: ImageAddr) -> Result<(ImageHeader, Vec<u8>, Vec<u8>)> {
+    pub fn read_for_move(&self, image: ImageAddr) -> Result<(ImageHeader, IVec, IVec)> {
         let (header, raw) = self.log.pages().read_raw(image)?;
         let payload = self.log.pages().payload(image, &header, &raw)?;
         Ok((header, raw, payload))

@@ -93,7 +93,7 @@ impl Forest {
             Value::Inline(bytes) => Ok(IVec::from(bytes)),
             Value::Big(bytes) => {
                 let (bytes, at) = self.read_big(tree, key, BigRef::decode(bytes))?;
-                Ok(IVec::from(&bytes[at..]))
+                Ok(bytes.subslice(at, bytes.len() - at))
             }
             Value::Gone => unreachable!("a key without a value was filtered out"),
         }
@@ -103,7 +103,7 @@ impl Forest {
     ///
     /// # Errors
     /// `Corruption` when it is damaged, or of another key or length; what reading failed with.
-    pub(super) fn read_big(&self, tree: &BwTree, key: &[u8], big: BigRef) -> Result<(Vec<u8>, usize)> {
+    pub(super) fn read_big(&self, tree: &BwTree, key: &[u8], big: BigRef) -> Result<(IVec, usize)> {
         let error = match self.cache.read_big(big.image) {
             Ok((bytes, at)) if bytes[4..at] == *key && (bytes.len() - at) as u64 == big.len => {
                 return Ok((bytes, at));
