@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!           0           1          8          16         24
-//! Inline    len: u8     bytes, 31 of them
+//! Inline    len: u8     31 bytes, of which INLINE are used
 //! Shared    MARK: 8 bytes          block      start      len
 //! ```
 //!
@@ -39,7 +39,7 @@ use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
-/// The longest run of bytes that needs no buffer.
+/// The longest run of bytes that needs no block: what is documented of `IVec`, though one more would fit.
 const INLINE: usize = 30;
 
 /// Bytes of an `IVec`.
@@ -147,7 +147,10 @@ impl IVec {
         }
     }
 
-    /// So many bytes, which something fills in that may fail, and what it returns.
+    /// So many bytes, zeros at first, which `fill` writes, and what that returns.
+    ///
+    /// # Errors
+    /// What `fill` failed with.
     pub(crate) fn filled<T, E>(
         len: usize,
         fill: impl FnOnce(&mut [u8]) -> Result<T, E>,
@@ -206,7 +209,7 @@ impl IVec {
         let mask = MASKS.get(HALF - 1 - front_len..)?.first_chunk()?;
         let (first, second) = (data.first_chunk()?, *data.last_chunk()?);
         // V1: checked above. Nothing is carried, as the sum is `len`.
-        let halves = [merged(fronts, first, mask, range.len()), second];
+        let halves = [blended(fronts, first, mask, range.len()), second];
         Some(IVec(Repr { halves }))
     }
 
@@ -311,7 +314,7 @@ impl IVec {
 
 /// The bytes of `left` where the mask says so, after `more` was added to the first of them, and those of `right`.
 #[inline(always)]
-fn merged(left: &[u8; HALF], right: &[u8; HALF], mask: &[u8; HALF], more: usize) -> [u8; HALF] {
+fn blended(left: &[u8; HALF], right: &[u8; HALF], mask: &[u8; HALF], more: usize) -> [u8; HALF] {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{
@@ -323,12 +326,12 @@ fn merged(left: &[u8; HALF], right: &[u8; HALF], mask: &[u8; HALF], more: usize)
         };
         let (left, right, mask) = (load(left), load(right), load(mask));
         // SAFETY: SSE2 is part of x86-64.
-        let merged = unsafe {
+        let blended = unsafe {
             let left = _mm_add_epi64(left, _mm_cvtsi64_si128(more as i64));
             _mm_or_si128(_mm_and_si128(mask, left), _mm_andnot_si128(mask, right))
         };
         // SAFETY: both are sixteen bytes.
-        unsafe { std::mem::transmute(merged) }
+        unsafe { std::mem::transmute(blended) }
     }
     #[cfg(not(target_arch = "x86_64"))]
     {

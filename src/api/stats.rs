@@ -20,9 +20,9 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Leaves that reads and writes came to and that were in memory; one for each get or
-    /// change of a key, and for each leaf that an iterator copies from. Exact as long as there are no more than sixteen
-    /// threads, then a little less than there were.
+    /// Leaves that somebody came to, less `faults`: one for each get or change of a key outside of transactions, at least
+    /// one for each leaf that an iterator copies from, and what transactions and maintenance come to. Where a fault was
+    /// nobody's who came to a leaf, it is less by one.
     pub cache_hits: u64,
     /// Pages that were asked for, not in memory, and read.
     pub faults: u64,
@@ -50,7 +50,8 @@ pub struct Stats {
     pub syncs: u64,
     /// Checkpoints that became durable.
     pub checkpoints: u64,
-    /// How long ago the last of these was; `None`: there was none since the database was opened.
+    /// How long ago the last of these was; `None`: there was none since the database was opened, or there is no clock
+    /// (WebAssembly).
     pub checkpoint_age: Option<Duration>,
     /// Segments that the cleaner emptied by moving what was live in them.
     pub cleaned_segments: u64,

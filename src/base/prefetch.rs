@@ -5,8 +5,8 @@
 /// Bytes that come together.
 const LINE: usize = 64;
 
-/// Asks for the lines from `ptr` on that have `len` bytes, and waits for none of them. Any address will do: nothing is
-/// read. Does nothing where there is no such instruction.
+/// Asks for `len` bytes from `ptr` on, once for each [`LINE`] of them, and waits for none. If `ptr` is within a line, the
+/// last one may be left out. Any address will do: nothing is read. Does nothing where there is no such instruction.
 #[inline(always)]
 pub fn prefetch(ptr: *const u8, len: usize) {
     for at in (0..len).step_by(LINE) {

@@ -33,7 +33,7 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::ptr::{self, NonNull};
 use std::slice;
 
-/// Shares that a chunk takes at once.
+/// Shares that a chunk takes at once; few in a model, so that it takes some again.
 const BULK: usize = if cfg!(loom) { 2 } else { 1 << 10 };
 
 /// More shares than this are a leak, which must not end with a count of zero.

@@ -160,7 +160,7 @@ impl Arena {
         self.spans.use_huge_pages();
     }
 
-    /// Most of what is in use is freed before `free_most` returns: what becomes free meanwhile goes back in one go.
+    /// As [`Spans::give_back_after`].
     pub fn give_back_after(&self, free_most: impl FnOnce()) {
         self.spans.give_back_after(free_most);
     }

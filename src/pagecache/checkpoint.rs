@@ -189,6 +189,7 @@ impl<P: Page> PageCache<P> {
             }
         };
         count(&self.counters.checkpoints);
+        // There is no clock there: asking for it panics.
         if cfg!(not(target_family = "wasm")) {
             *self.counters.checkpointed.lock() = Some(std::time::Instant::now());
         }

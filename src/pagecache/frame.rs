@@ -53,6 +53,8 @@ const READ_FIRST: usize = 512;
 const DELTA_FIRST: usize = 192;
 /// Going through so many deltas costs a reader about as much as folding a leaf.
 const FOLD_AFTER: u32 = 64;
+/// As [`FOLD_AFTER`], when somebody else is about to fold it, most likely.
+const FOLD_FROZEN_AFTER: u32 = 1024;
 /// The clock of a frame that the eviction hand must not touch.
 const HELD: u8 = 2;
 const ADDRESS_BITS: u32 = 48;
@@ -578,7 +580,7 @@ impl<'g> FrameRef<'g> {
 
     /// Asks the memory for what a point read of a leaf looks at before it knows the record, and waits for none of it.
     #[inline(always)]
-    pub fn prefetch(self) {
+    pub fn prefetch_for_get(self) {
         self.prefetch_first(READ_FIRST);
     }
 
@@ -732,10 +734,12 @@ impl<'g> FrameRef<'g> {
 
     /// The newest change of a key, for somebody who reads: waits for a transaction that is deciding.
     ///
-    /// The linearization point is the load of the word that is returned; of the first word if there is none. What is
-    /// in a later slot and was not seen was not there yet when that was loaded, as that comes after (P1).
+    /// The linearization point is the load of the word that is returned; of the first word if there is none; and if the
+    /// frame was replaced before that, when the mapping word was loaded, or what is returned was published, whichever is
+    /// later. What is in a later slot and was not seen was not there yet when that was loaded, as that comes after (P1).
     #[inline]
     pub fn find(self, fingerprint: u16, key: &[u8]) -> Option<DeltaRef<'g>> {
+        /// Slots that are looked at before it is asked whether there are more.
         const STEP: usize = 4;
         let slots = self.slots();
         let mut hits = 0_u32;
@@ -755,7 +759,7 @@ impl<'g> FrameRef<'g> {
                 break;
             }
         }
-        // Only the sum with `ANY` is so great. Empty slots have 0.
+        // Only `ANY` and one more has this bit: there is a run. And 0 is what empty slots have, too.
         if runs > u32::from(ANY) || fingerprint == 0 {
             return self.find_one_by_one(fingerprint, key);
         }
@@ -927,19 +931,20 @@ impl<'g> FrameRef<'g> {
         }
     }
 
-    /// Notes that a reader went through all deltas; whether readers would have done better to fold them.
-    pub fn pass(self) -> bool {
+    /// Notes that a reader went through all deltas; whether readers did so often enough that it should fold them.
+    pub fn note_reader(self) -> bool {
         let (used, frozen) = self.used();
-        if used == 0 || frozen {
-            // Whoever froze it folds them.
+        if used == 0 {
             return false;
         }
         let passed = &self.header().passed;
         // Relaxed: statistic. Two at the same time count as one.
         let total = passed.load(Ordering::Relaxed).saturating_add(used as u32);
+        // Whoever froze it folds it soon, or gave that up.
+        let enough = total >= if frozen { FOLD_FROZEN_AFTER } else { FOLD_AFTER };
         // Relaxed: as above.
-        passed.store(total, Ordering::Relaxed);
-        total >= FOLD_AFTER
+        passed.store(if enough { 0 } else { total }, Ordering::Relaxed);
+        enough
     }
 
     /// Whether it was used since the last call.

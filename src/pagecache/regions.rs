@@ -5,9 +5,9 @@
 //! A region is [`REGION`] bytes. Runs of pages are taken from the first region, in the order of their numbers, that has
 //! one long enough, and there from the lowest address: so the last regions and the high addresses become free.
 //! A free page is *clean* if it takes up no memory, and *dirty* otherwise. What goes back to the system and is needed again
-//! is zeroed by it, and a huge page of which some goes back is one no more. So of the dirty pages those go back that nobody
-//! needed for some time, measured in pages that were released, but for some that may be spare; and when they become twice
-//! as many, at once. The ones that would be used last go first.
+//! is zeroed by it, and a huge page of which some goes back is one no more. So some dirty pages may be spare ([`SPARE`]).
+//! What nobody needed while twice as many pages were released goes back, but for half as many; and when there are more
+//! than twice as many dirty ones, those above that number go back at once. The ones that would be used last go first.
 //!
 //! # Invariants
 //!
@@ -140,15 +140,15 @@ pub struct Regions {
     dirty: usize,
     /// Of them, those that could not be given back when that was tried last, at most.
     stuck: usize,
-    /// The fewest dirty pages that there were lately.
+    /// The fewest dirty pages that there were since it was last asked whether some are idle.
     idle: usize,
-    /// Pages that were released since then.
+    /// Pages that were released since it was last asked.
     released: usize,
     /// Pages that are not free.
     taken: usize,
     /// Dirty pages that went back so far.
     given_back: u64,
-    /// Nothing goes back before [`Self::trim`].
+    /// Most of what is taken is being released: nothing goes back before [`Self::trim`].
     pub ending: bool,
     /// New regions get huge pages of the system. A clean page may take up memory then, as a part of one.
     pub huge: bool,
@@ -217,7 +217,7 @@ impl Regions {
         self.idle = self.idle.min(self.dirty);
     }
 
-    /// Gives all dirty pages back.
+    /// Gives all dirty pages back, and ends [`Self::ending`].
     pub fn trim(&mut self) {
         self.give_back(0);
         (self.idle, self.ending) = (self.dirty, false);

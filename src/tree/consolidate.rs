@@ -2,7 +2,8 @@
 //!
 //! # How it works
 //!
-//! Whoever meets a frozen frame may do this; the CAS on the mapping word decides, losers free what they built. A
+//! Whoever meets a frozen frame may do this, and an iterator freezes one whose deltas readers went through again and
+//! again; the CAS on the mapping word decides, losers free what they built. A
 //! leaf above the limit is cut into as many parts as it needs at once: the right ones are installed under new PIDs
 //! that nobody knows, then one CAS replaces the page by its left part, from which the others are reached; then their
 //! separators are posted. The root keeps its PID: its parts all get new ones.

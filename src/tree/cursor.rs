@@ -3,7 +3,8 @@
 //! # How it works
 //!
 //! A step finds where its bounds are in a leaf by searching, so that it compares no key on the way, and copies what is
-//! between two deltas at once (`runs.rs`, `copied.rs`).
+//! between two deltas at once (`runs.rs`, `copied.rs`). It asks the memory for what it will look at before it does, and
+//! folds a leaf of which readers went through many deltas.
 //!
 //! # Concurrency
 //!
@@ -172,7 +173,7 @@ impl Forest {
                 return Err(self.misplaced(tree, at));
             }
             let is_cut = self.copy_leaf(tree, at, slice(start), wanted, out)?;
-            if at.frame.pass() {
+            if at.frame.note_reader() {
                 // For those who come next; what it fails with is not what was asked for.
                 let _ = self.consolidate(tree, at, Fold::Whole, &guard);
             }
@@ -199,7 +200,7 @@ impl Forest {
             *start = if backwards { Bound::Excluded(next) } else { Bound::Included(next) };
             if !out.is_empty() {
                 if let (Bound::Included(key), true) = (slice(start), most >= LONG_STEP) {
-                    self.expect(tree, key, &guard);
+                    self.prefetch_leaf(tree, key, &guard);
                 }
                 return Ok(Ended::More);
             }
@@ -207,7 +208,7 @@ impl Forest {
     }
 
     /// Asks the memory for the leaf of a key, which comes while the pairs of the one before are taken.
-    fn expect(&self, tree: &BwTree, key: &[u8], guard: &crossbeam_epoch::Guard) {
+    fn prefetch_leaf(&self, tree: &BwTree, key: &[u8], guard: &crossbeam_epoch::Guard) {
         let mut pid = tree.root;
         while let PageState::Resident(frame) = self.cache.load(pid, guard).1
             && frame.kind() == FrameKind::Inner
@@ -234,8 +235,8 @@ impl Forest {
         out: &mut Copied,
     ) -> Result<bool> {
         let leaf = at.leaf();
-        leaf.fetch_fences();
-        leaf.fetch();
+        leaf.prefetch_fences();
+        leaf.prefetch_search();
         let (used, _) = at.frame.used();
         let deltas = SortedDeltas::of(at.frame, used, true);
         let bound = slice(bound);
@@ -245,7 +246,7 @@ impl Forest {
             if matches!(low, Bound::Included(key) if key <= leaf.low()) { Bound::Unbounded } else { low };
         let from_first = !backwards && matches!(low, Bound::Unbounded);
         if from_first {
-            leaf.fetch_run(0..leaf.len());
+            leaf.prefetch_run(0..leaf.len());
         }
         let mut runs = Runs::between(leaf, &deltas, low, high);
         let mut begun = false;
@@ -259,7 +260,7 @@ impl Forest {
                     leaf.prefix().len() + leaf.suffix(piece.run.start).len()
                 };
                 if !from_first && !backwards {
-                    leaf.fetch_run(piece.run.clone());
+                    leaf.prefetch_run(piece.run.clone());
                 }
                 out.begin(leaf, first, most);
                 begun = true;

@@ -5,8 +5,7 @@
 //! # How it works
 //!
 //! The newest delta of a key decides; where there is none, the base does. [`Merged`] goes through base and deltas side
-//! by side in key order. An overlay's base does not decide about keys that it does not have: `below`, the image
-//! that it changes, takes part as the oldest layer.
+//! by side in key order. Of an overlay it says what that has itself; the image below is for `fold.rs`.
 
 use super::inner::head as first_bytes;
 use super::leaf::{BigRef, Leaf, Value};
@@ -250,7 +249,7 @@ pub struct Merged<'g> {
     at: (usize, usize),
 }
 
-/// One step of a merge: the key in two parts (shared prefix, rest) and what it has.
+/// A key in two parts (shared prefix, rest) and what it has.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry<'g> {
     /// The bytes that all keys of the leaf share; empty when `rest` is the whole key.
@@ -273,6 +272,12 @@ impl Entry<'_> {
     pub fn exists(&self) -> bool {
         self.value != Value::Gone
     }
+}
+
+/// A change as an entry.
+pub fn changed(delta: DeltaRef<'_>) -> Entry<'_> {
+    let (rest, fingerprint) = (delta.key, delta.fingerprint as u8);
+    Entry { prefix: &[], rest, fingerprint, value: value_of(delta) }
 }
 
 /// Record `i` of a leaf as an entry.
@@ -313,12 +318,7 @@ impl<'g> Merged<'g> {
     /// What base record `i` and a delta, of one key if both are there, say.
     fn entry(&self, i: usize, record: Option<Record<'g>>, delta: Option<DeltaRef<'g>>) -> Entry<'g> {
         match (record, delta) {
-            (_, Some(delta)) => Entry {
-                prefix: &[],
-                rest: delta.key,
-                fingerprint: delta.fingerprint as u8,
-                value: value_of(delta),
-            },
+            (_, Some(delta)) => changed(delta),
             (Some((rest, value)), None) => base_entry(self.base, i, rest, value),
             (None, None) => unreachable!("a step has a record or a delta"),
         }

@@ -50,7 +50,7 @@ fn is_child(leaf: Leaf<'_>, node: Inner<'_>, i: usize) -> bool {
     is_between(leaf, &node.separator(i), node.end(i).as_deref())
 }
 
-/// What a walk is to end at.
+/// What a walk is to end at. A trait and not an enum, so that the walk is compiled for each of them.
 trait Goal: Copy {
     fn is_past_inner(self, node: Inner<'_>) -> bool;
     fn is_past_leaf(self, leaf: Leaf<'_>) -> bool;
@@ -135,7 +135,7 @@ impl Forest {
     fn walk<'g>(&self, tree: &BwTree, goal: impl Goal, guard: &'g Guard) -> Result<At<'g>> {
         let mut pid = tree.root;
         let mut astray = 0;
-        let mut is_leaf = false;
+        let mut above_leaves = false;
         loop {
             let (frame, merging) = match self.cache.load(pid, guard).1 {
                 PageState::Resident(frame) => (frame, false),
@@ -155,12 +155,13 @@ impl Forest {
                     continue;
                 }
             };
-            if is_leaf {
-                frame.prefetch();
+            if above_leaves {
+                frame.prefetch_for_get();
             }
             if frame.kind() == FrameKind::Inner {
                 let node = Inner::new(frame.base());
-                is_leaf = node.level() == 1;
+                // The next one is a leaf, or at the right of this node; then it was asked for in vain.
+                above_leaves = node.level() == 1;
                 pid = if goal.is_past_inner(node) { node.right() } else { node.child(goal.child(node)) };
                 debug_assert_ne!(pid, 0, "T1: what is past a node is at its right");
                 continue;
@@ -177,12 +178,10 @@ impl Forest {
                 }
                 continue;
             }
+            let mut at = At { pid, frame };
             if merging {
-                match self.merged_into(At { pid, frame }, goal, guard) {
-                    Some(at) => {
-                        self.cache.counters.visits.raise();
-                        return Ok(at);
-                    }
+                match self.merged_into(at, goal, guard) {
+                    Some(current) => at = current,
                     None => {
                         // Merged, and already split again or merged further: the maintenance thread is about to say so.
                         self.cache.check()?;
@@ -193,7 +192,7 @@ impl Forest {
                 }
             }
             self.cache.counters.visits.raise();
-            return Ok(At { pid, frame });
+            return Ok(at);
         }
     }
 

@@ -5,16 +5,18 @@
 //! Most of a leaf stays as it is. A fold is a list of stretches: runs of records of an image, and changes in between. An
 //! image is put together of these; the bytes of a run are the same in it, as long as its keys have the same prefix.
 
-use super::delta::{Entry, SortedDeltas, base_entry, big_image, value_of};
+use super::delta::{Entry, SortedDeltas, base_entry, big_image, changed};
 use super::leaf::{Leaf, LeafBuilder};
 use super::runs::Runs;
 use crate::base::{Lsn, prefetch};
-use crate::pagecache::{DeltaRef, Folded, FrameRef, ImageAddr, Page};
+use crate::pagecache::{Folded, FrameRef, ImageAddr, Page};
 use std::collections::BTreeSet;
 use std::ops::{Bound, Range};
 
 /// What a record costs besides its key and value.
 pub const RECORD: usize = 9;
+/// Bytes of a base that a fold asks for at once.
+const BASE_FIRST: usize = 16 << 10;
 /// Bytes of the usual head of a record, which is part of that.
 const HEAD: usize = 4;
 
@@ -63,7 +65,7 @@ impl<'g> Stretch<'g> {
     }
 }
 
-/// All that a leaf has.
+/// Records of a leaf, in the order of their keys.
 #[derive(Debug, Default)]
 pub struct Records<'g> {
     stretches: Vec<Stretch<'g>>,
@@ -186,8 +188,8 @@ pub struct Gathered<'g> {
 /// An overlay that is folded without `below` stays one, and keeps what it removes.
 pub fn gather<'g>(frame: FrameRef<'g>, used: usize, below: Option<Leaf<'g>>) -> Gathered<'g> {
     let base = Leaf::new(frame.base());
-    // All of it is copied in the end.
-    prefetch(base.bytes().as_ptr(), base.bytes().len());
+    // All of it is copied in the end; what is long comes by itself then.
+    prefetch(base.bytes().as_ptr(), base.bytes().len().min(BASE_FIRST));
     let mut deltas = SortedDeltas::of(frame, used, false);
     let (dropped, carried) = deltas.take_left_out();
     let mut out = Gathered { records: Records::default(), dropped, carried, lsns: deltas.lsns };
@@ -197,12 +199,6 @@ pub fn gather<'g>(frame: FrameRef<'g>, used: usize, below: Option<Leaf<'g>>) -> 
     }
     out.forget_what_stays();
     out
-}
-
-/// A change as an entry.
-fn changed(delta: DeltaRef<'_>) -> Entry<'_> {
-    let (rest, fingerprint) = (delta.key, delta.fingerprint as u8);
-    Entry { prefix: &[], rest, fingerprint, value: value_of(delta) }
 }
 
 impl<'g> Gathered<'g> {

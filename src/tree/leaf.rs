@@ -99,6 +99,7 @@ pub fn fingerprint(key: &[u8]) -> u16 {
         hash = (hash ^ word).wrapping_mul(K).rotate_left(29);
     }
     let mut tail = [0; 8];
+    // A copy of no bytes would be a call all the same.
     if !words.remainder().is_empty() {
         tail[..words.remainder().len()].copy_from_slice(words.remainder());
     }
@@ -294,7 +295,7 @@ impl<'a> Leaf<'a> {
 
     /// Asks the memory for record `i`, and waits for none of it.
     #[inline(always)]
-    fn prefetch(self, i: usize) {
+    fn prefetch_record(self, i: usize) {
         let starts = self.starts();
         let (start, end) = (starts.get(i), starts.get(i + 1));
         prefetch(self.bytes.as_ptr().wrapping_add(start), end.saturating_sub(start).min(RECORD_FIRST));
@@ -316,7 +317,7 @@ impl<'a> Leaf<'a> {
             let mut hits = self.matches(block, fingerprint as u8);
             while hits != 0 {
                 let i = block + hits.trailing_zeros() as usize;
-                self.prefetch(i);
+                self.prefetch_record(i);
                 let (found, value) = self.record(i);
                 if found == suffix {
                     return Some(value);
@@ -410,7 +411,7 @@ impl<'a> Leaf<'a> {
 
     /// Asks the memory for the records that a search looks at first, and waits for none of them.
     #[inline]
-    pub fn fetch(self) {
+    pub fn prefetch_search(self) {
         let (starts, n) = (self.starts(), self.len());
         for middle in [n / 2, n / 4, n / 4 * 3, n / 8, n / 8 * 3, n / 8 * 5, n / 8 * 7] {
             prefetch(self.bytes.as_ptr().wrapping_add(starts.get(middle)), 1);
@@ -419,15 +420,16 @@ impl<'a> Leaf<'a> {
 
     /// Asks the memory for the fences, and waits for none of them.
     #[inline]
-    pub fn fetch_fences(self) {
+    pub fn prefetch_fences(self) {
         let at = self.fences_at();
         prefetch(self.bytes.as_ptr().wrapping_add(at), (self.bytes.len() - at).min(FENCES_FIRST));
+        // They may end in one more line.
         prefetch(self.bytes.as_ptr().wrapping_add(self.bytes.len().saturating_sub(1)), 1);
     }
 
     /// Asks the memory for the first records of a run, and waits for none of them.
     #[inline]
-    pub fn fetch_run(self, run: Range<usize>) {
+    pub fn prefetch_run(self, run: Range<usize>) {
         let starts = self.starts();
         let (start, end) = (starts.get(run.start), starts.get(run.end));
         prefetch(self.bytes.as_ptr().wrapping_add(start), end.saturating_sub(start).min(RUN_FIRST));

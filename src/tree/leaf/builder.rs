@@ -90,7 +90,7 @@ impl<'a> LeafBuilder<'a> {
     /// The image.
     ///
     /// # Panics
-    /// When there are less records than were announced.
+    /// When there are fewer records than were announced.
     pub fn finish(mut self) -> Vec<u8> {
         assert_eq!(self.len, self.records, "there are as many records as were announced");
         self.image.extend_from_slice(self.low);
