@@ -473,3 +473,38 @@ fn a_checkpoint_lists_what_the_last_leaf_is_split_into() {
     }
     assert!(hooks > 10, "leaves are written: {hooks}");
 }
+
+/// A crash leaves a file that ends within the first sector of the newest redo segment, and its header is there. Replay
+/// went on in that segment, and the pages of the next checkpoint were given the same place.
+#[test]
+fn a_redo_segment_whose_first_sector_was_cut_short_is_not_used_twice() {
+    let _alone = alone();
+    let medium = SimStorage::new();
+    let db = open_quiet(&medium).unwrap();
+    let (mut segments, mut cut) = (0, 0);
+    for round in 0..60_u32 {
+        let before = medium.contents().len();
+        db.insert(round.to_be_bytes(), vec![7; 60]).unwrap();
+        db.flush().unwrap();
+        let file = medium.contents();
+        let start = file.len().saturating_sub(1) / 4096 * 4096;
+        if before > start || !file[start..].starts_with(b"SEG1") {
+            continue;
+        }
+        segments += 1;
+        for sectors_end in [64, 128, 256, 448, 511] {
+            let medium = SimStorage::holding(file[..start + sectors_end].to_vec());
+            let db = open_quiet(&medium).unwrap();
+            assert_eq!(db.len() as u32, round, "all that the segments before had");
+            for key in 0..40_u32 {
+                db.insert(key.to_le_bytes(), vec![8; 60]).unwrap();
+            }
+            let expected: Vec<_> = db.iter().collect::<sled::Result<_>>().unwrap();
+            drop(db);
+            let db = open_quiet(&medium).expect("what was closed opens again");
+            assert_eq!(db.iter().collect::<sled::Result<Vec<_>>>().unwrap(), expected);
+            cut += 1;
+        }
+    }
+    assert!(segments > 2 && cut == 5 * segments, "{segments} segments");
+}

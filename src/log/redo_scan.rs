@@ -65,7 +65,8 @@ impl Scan<'_> {
     /// nonce.
     fn load(&self, (number, nonce): (u32, u64)) -> Result<Option<(SegmentHeader, Vec<u8>)>> {
         let bytes = self.bytes(number)?;
-        let header = SegmentHeader::decode(&bytes, number);
+        // Where the file ends within its first sector nothing is behind it, and `adopt_chain` does not take it.
+        let header = bytes.get(..SECTOR).and_then(|sector| SegmentHeader::decode(sector, number));
         Ok(header.filter(|h| h.kind == SegmentKind::Redo && h.nonce == nonce).map(|h| (h, bytes)))
     }
 
