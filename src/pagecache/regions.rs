@@ -200,12 +200,16 @@ impl Regions {
         self.taken -= pages;
         self.dirty += pages;
         self.released += pages;
-        let longest = region.longest();
+        let (longest, empty) = (region.longest(), region.free_count == PAGES);
         self.set_longest(place.region, longest);
         if self.ending {
             return;
         }
         let spare = self.spare();
+        if !LAZY && empty && self.dirty > spare {
+            // No smaller part of a region can go back there.
+            self.unmap(place.region);
+        }
         if self.dirty > self.stuck + 2 * spare {
             self.give_back(spare);
         } else if self.released > 2 * spare {
