@@ -232,7 +232,7 @@ fn freeing_a_block_twice_is_noticed() {
 #[test]
 fn what_is_freed_at_the_end_goes_back_in_one_go() {
     let spans = Spans::default();
-    let blocks: Vec<_> = (0..2_000).map(|_| Block::new(&spans, 5_000, 1)).collect();
+    let blocks: Vec<_> = (0..2_000 / SLOW).map(|_| Block::new(&spans, 5_000, 1)).collect();
     let kept = Block::new(&spans, 5_000, 2);
     let (held, given_back) = (spans.held(), spans.given_back());
     spans.give_back_after(|| {
