@@ -60,14 +60,19 @@ struct Scan<'a> {
     file_len: u64,
 }
 
+/// The header at the start of a segment, if it is the redo segment of that number and nonce. Where the file ends within
+/// the first sector nothing is behind it, and it is none.
+fn redo_header(bytes: &[u8], (number, nonce): (u32, u64)) -> Option<SegmentHeader> {
+    let header = SegmentHeader::decode(bytes.get(..SECTOR)?, number)?;
+    (header.kind == SegmentKind::Redo && header.nonce == nonce).then_some(header)
+}
+
 impl Scan<'_> {
     /// The bytes of a segment, as far as the file goes, and its header if it is the redo segment of that
     /// nonce.
-    fn load(&self, (number, nonce): (u32, u64)) -> Result<Option<(SegmentHeader, Vec<u8>)>> {
-        let bytes = self.bytes(number)?;
-        // Where the file ends within its first sector nothing is behind it, and `adopt_chain` does not take it.
-        let header = bytes.get(..SECTOR).and_then(|sector| SegmentHeader::decode(sector, number));
-        Ok(header.filter(|h| h.kind == SegmentKind::Redo && h.nonce == nonce).map(|h| (h, bytes)))
+    fn load(&self, place: (u32, u64)) -> Result<Option<(SegmentHeader, Vec<u8>)>> {
+        let bytes = self.bytes(place.0)?;
+        Ok(redo_header(&bytes, place).map(|header| (header, bytes)))
     }
 
     /// The bytes of a segment, as far as the file goes.
@@ -91,10 +96,8 @@ impl Scan<'_> {
                 break;
             }
             self.storage.read_at(offset, &mut sector)?;
-            match SegmentHeader::decode(&sector, header.next.0) {
-                Some(next) if next.kind == SegmentKind::Redo && next.nonce == header.next.1 => header = next,
-                _ => break,
-            }
+            let Some(next) = redo_header(&sector, header.next) else { break };
+            header = next;
         }
         Ok(adopted)
     }

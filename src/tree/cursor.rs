@@ -21,7 +21,7 @@ use super::runs::Runs;
 use super::{BwTree, Forest};
 use crate::error::Result;
 use crate::ivec::IVec;
-use crate::pagecache::{FrameKind, PageState};
+use crate::pagecache::PageState;
 use std::ops::{Bound, Range};
 
 /// A step for so many pairs is one of a long iteration, which will go on to the next leaf.
@@ -209,18 +209,10 @@ impl Forest {
 
     /// Asks the memory for the leaf of a key, which comes while the pairs of the one before are taken.
     fn prefetch_leaf(&self, tree: &BwTree, key: &[u8], guard: &crossbeam_epoch::Guard) {
-        let mut pid = tree.root;
-        while let PageState::Resident(frame) = self.cache.load(pid, guard).1
-            && frame.kind() == FrameKind::Inner
-        {
-            let node = Inner::new(frame.base());
-            let is_past = node.is_past(key);
-            pid = if is_past { node.right() } else { node.child(node.find(key)) };
-            if node.level() == 1 && !is_past {
-                if let PageState::Resident(leaf) = self.cache.load(pid, guard).1 {
-                    leaf.prefetch_first(EXPECTED);
-                }
-                return;
+        if let Ok(Some((at, _))) = self.inner_at(tree, 1, key, guard) {
+            let node = Inner::new(at.frame.base());
+            if let PageState::Resident(leaf) = self.cache.load(node.child(node.find(key)), guard).1 {
+                leaf.prefetch_first(EXPECTED);
             }
         }
     }

@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::ops::{Bound, Range};
 
 /// What a record costs besides its key and value.
-pub const RECORD: usize = 9;
+const RECORD: usize = 9;
 /// Bytes of a base that a fold asks for at once.
 const BASE_FIRST: usize = 16 << 10;
 /// Bytes of the usual head of a record, which is part of that.
@@ -22,7 +22,7 @@ const HEAD: usize = 4;
 
 /// Neighbours in a leaf.
 #[derive(Clone, Debug)]
-pub enum Stretch<'g> {
+enum Stretch<'g> {
     /// Records of an image.
     Run(Leaf<'g>, Range<usize>),
     /// A change.
@@ -34,6 +34,14 @@ impl<'g> Stretch<'g> {
         match self {
             Stretch::Run(_, run) => run.len(),
             Stretch::One(_) => 1,
+        }
+    }
+
+    /// Some of them.
+    fn slice(&self, range: Range<usize>) -> Stretch<'g> {
+        match self {
+            Stretch::Run(leaf, run) => Stretch::Run(*leaf, run.start + range.start..run.start + range.end),
+            one @ Stretch::One(_) => one.clone(),
         }
     }
 
@@ -73,6 +81,51 @@ pub struct Records<'g> {
 }
 
 impl<'g> Records<'g> {
+    /// Those of a base after its deltas, with what is gone if that is to be kept. Images of big values that are replaced
+    /// are `dropped`.
+    fn of(
+        base: Leaf<'g>,
+        deltas: &SortedDeltas<'g>,
+        keep_gone: bool,
+        dropped: &mut Vec<ImageAddr>,
+    ) -> Records<'g> {
+        let mut out = Records { stretches: Vec::with_capacity(2 * deltas.len() + 1), len: 0 };
+        let mut runs = Runs::between(base, deltas, Bound::Unbounded, Bound::Unbounded);
+        while let Some(piece) = runs.next(false, usize::MAX) {
+            out.add(Stretch::Run(base, piece.run));
+            dropped.extend(piece.replaced.and_then(|i| big_image(base.record(i).1)));
+            if let Some(entry) = piece.delta.map(changed)
+                && (keep_gone || entry.exists())
+            {
+                out.add(Stretch::One(entry));
+            }
+        }
+        out
+    }
+
+    /// Those of the image below an overlay, which these change. Images of big values that are replaced are `dropped`.
+    fn over(&self, below: Leaf<'g>, dropped: &mut Vec<ImageAddr>) -> Records<'g> {
+        let mut out = Records::default();
+        let mut from = 0;
+        for entry in self.iter() {
+            let key = entry.key();
+            let rest = key.get(below.prefix().len()..).unwrap_or_default();
+            let found = below.search_in(from..below.len(), rest);
+            let (Ok(i) | Err(i)) = found;
+            out.add(Stretch::Run(below, from..i));
+            from = i;
+            if found.is_ok() {
+                dropped.extend(big_image(below.record(i).1));
+                from += 1;
+            }
+            if entry.exists() {
+                out.add(Stretch::One(entry));
+            }
+        }
+        out.add(Stretch::Run(below, from..below.len()));
+        out
+    }
+
     /// Number of records.
     pub fn len(&self) -> usize {
         self.len
@@ -98,27 +151,13 @@ impl<'g> Records<'g> {
 
     /// All of them, one by one.
     pub fn iter(&self) -> impl Iterator<Item = Entry<'g>> {
-        let each = |stretch: &Stretch<'g>| {
-            let stretch = stretch.clone();
-            (0..stretch.len()).map(move |i| stretch.entry(i))
-        };
-        self.stretches.iter().flat_map(each)
+        self.stretches.iter().flat_map(|stretch| (0..stretch.len()).map(|i| stretch.entry(i)))
     }
 
     /// What each of them costs in a leaf where so many bytes of each key are left out.
     pub fn sizes(&self, prefix: usize) -> impl Iterator<Item = usize> {
-        let each = move |stretch: &Stretch<'g>| {
-            let (len, first) = (stretch.len(), stretch.size(prefix));
-            let run = match stretch {
-                Stretch::Run(leaf, run) => Some((*leaf, run.start)),
-                Stretch::One(_) => None,
-            };
-            let size = move |(leaf, start): (Leaf<'g>, usize), i: usize| {
-                Stretch::Run(leaf, start + i..start + i + 1).size(prefix)
-            };
-            (0..len).map(move |i| run.map_or(first, |run| size(run, i)))
-        };
-        self.stretches.iter().flat_map(each)
+        let each = move |stretch: &Stretch<'g>, i: usize| stretch.slice(i..i + 1).size(prefix);
+        self.stretches.iter().flat_map(move |stretch| (0..stretch.len()).map(move |i| each(stretch, i)))
     }
 
     /// What all of them cost in a leaf where so many bytes of each key are left out.
@@ -144,12 +183,7 @@ impl<'g> Records<'g> {
         for stretch in &self.stretches {
             let (start, end) = (range.start.max(at), range.end.min(at + stretch.len()));
             if start < end {
-                out.add(match stretch {
-                    Stretch::Run(leaf, run) => {
-                        Stretch::Run(*leaf, run.start + start - at..run.start + end - at)
-                    }
-                    one @ Stretch::One(_) => one.clone(),
-                });
+                out.add(stretch.slice(start - at..end - at));
             }
             at += stretch.len();
         }
@@ -191,59 +225,19 @@ pub fn gather<'g>(frame: FrameRef<'g>, used: usize, below: Option<Leaf<'g>>) -> 
     // All of it is copied in the end; what is long comes by itself then.
     prefetch(base.bytes().as_ptr(), base.bytes().len().min(BASE_FIRST));
     let mut deltas = SortedDeltas::of(frame, used, false);
-    let (dropped, carried) = deltas.take_left_out();
-    let mut out = Gathered { records: Records::default(), dropped, carried, lsns: deltas.lsns };
-    match below {
-        None => out.fold(base, &deltas, frame.overlay()),
-        Some(below) => out.fold_over(below, base, &deltas),
-    }
+    let (mut dropped, carried) = deltas.take_left_out();
+    debug_assert!(below.is_none() || frame.overlay(), "only an overlay has something below");
+    let changes = Records::of(base, &deltas, frame.overlay(), &mut dropped);
+    let records = match below {
+        None => changes,
+        Some(below) => changes.over(below, &mut dropped),
+    };
+    let mut out = Gathered { records, dropped, carried, lsns: deltas.lsns };
     out.forget_what_stays();
     out
 }
 
-impl<'g> Gathered<'g> {
-    fn fold(&mut self, base: Leaf<'g>, deltas: &SortedDeltas<'g>, keep_gone: bool) {
-        self.records.stretches.reserve(2 * deltas.len() + 1);
-        let mut runs = Runs::between(base, deltas, Bound::Unbounded, Bound::Unbounded);
-        while let Some(piece) = runs.next(false, usize::MAX) {
-            self.records.add(Stretch::Run(base, piece.run));
-            self.dropped.extend(piece.replaced.and_then(|i| big_image(base.record(i).1)));
-            if let Some(entry) = piece.delta.map(changed)
-                && (keep_gone || entry.exists())
-            {
-                self.records.add(Stretch::One(entry));
-            }
-        }
-    }
-
-    fn fold_over(&mut self, below: Leaf<'g>, base: Leaf<'g>, deltas: &SortedDeltas<'g>) {
-        let mut changes = Gathered {
-            records: Records::default(),
-            dropped: std::mem::take(&mut self.dropped),
-            carried: Vec::new(),
-            lsns: self.lsns,
-        };
-        changes.fold(base, deltas, true);
-        self.dropped = std::mem::take(&mut changes.dropped);
-        let mut from = 0;
-        for entry in changes.records.iter() {
-            let key = entry.key();
-            let rest = key.get(below.prefix().len()..).unwrap_or_default();
-            let found = below.search_in(from..below.len(), rest);
-            let (Ok(i) | Err(i)) = found;
-            self.records.add(Stretch::Run(below, from..i));
-            from = i;
-            if found.is_ok() {
-                self.dropped.extend(big_image(below.record(i).1));
-                from += 1;
-            }
-            if entry.exists() {
-                self.records.add(Stretch::One(entry));
-            }
-        }
-        self.records.add(Stretch::Run(below, from..below.len()));
-    }
-
+impl Gathered<'_> {
     /// Replay repeats changes that an image has already, so a big value may be met as its own predecessor: it is
     /// dropped when it is not the value any more, and once.
     fn forget_what_stays(&mut self) {

@@ -293,12 +293,12 @@ impl<'a> Leaf<'a> {
         }
     }
 
-    /// Asks the memory for record `i`, and waits for none of it.
+    /// Asks the memory for records, at most so many bytes of them, and waits for none of it.
     #[inline(always)]
-    fn prefetch_record(self, i: usize) {
+    fn prefetch_records(self, run: Range<usize>, most: usize) {
         let starts = self.starts();
-        let (start, end) = (starts.get(i), starts.get(i + 1));
-        prefetch(self.bytes.as_ptr().wrapping_add(start), end.saturating_sub(start).min(RECORD_FIRST));
+        let (start, end) = (starts.get(run.start), starts.get(run.end));
+        prefetch(self.bytes.as_ptr().wrapping_add(start), end.saturating_sub(start).min(most));
     }
 
     /// The fingerprint of record `i`.
@@ -317,7 +317,7 @@ impl<'a> Leaf<'a> {
             let mut hits = self.matches(block, fingerprint as u8);
             while hits != 0 {
                 let i = block + hits.trailing_zeros() as usize;
-                self.prefetch_record(i);
+                self.prefetch_records(i..i + 1, RECORD_FIRST);
                 let (found, value) = self.record(i);
                 if found == suffix {
                     return Some(value);
@@ -430,9 +430,7 @@ impl<'a> Leaf<'a> {
     /// Asks the memory for the first records of a run, and waits for none of them.
     #[inline]
     pub fn prefetch_run(self, run: Range<usize>) {
-        let starts = self.starts();
-        let (start, end) = (starts.get(run.start), starts.get(run.end));
-        prefetch(self.bytes.as_ptr().wrapping_add(start), end.saturating_sub(start).min(RUN_FIRST));
+        self.prefetch_records(run, RUN_FIRST);
     }
 
     /// Checks everything that the other methods rely on, so that none of them panics.
