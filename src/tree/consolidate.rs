@@ -48,6 +48,14 @@ struct Parts<'g> {
 }
 
 impl Forest {
+    /// Whether a leaf is to be split though it is not full: eviction and checkpoints write leaves with what was added to
+    /// them, and do not split any.
+    #[inline]
+    pub(super) fn is_oversized(&self, at: At<'_>) -> bool {
+        let leaf = at.leaf();
+        leaf.payload() > self.options.leaf && leaf.len() > 1
+    }
+
     /// Freezes the frame of a leaf and replaces it by one, or by several, without deltas but for intents that are not
     /// decided.
     ///

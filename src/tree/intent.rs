@@ -278,7 +278,7 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
                 }
             }
         }
-        if slot + 1 == SLOTS || bytes > self.forest.options.leaf / 4 {
+        if slot + 1 == SLOTS || bytes > self.forest.options.leaf / 4 || self.forest.is_oversized(at) {
             self.full.push(i);
         }
         Ok(Some(end))

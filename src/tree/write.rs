@@ -220,13 +220,14 @@ impl Forest {
         }
         note_own_change();
         let busy = old_image.is_some() || matches!(ready, Ready::Big(_));
-        if old_image.is_some() || slot + 1 == SLOTS {
+        let full = slot + 1 == SLOTS || self.is_oversized(at);
+        if old_image.is_some() || full {
             // A full frame is due; folding a big value away at once lets its bytes be reused soon.
             // The change is made, whatever becomes of this; the next writer folds a frozen frame.
             let _ = self.consolidate(tree, at, Fold::Whole, &guard);
         }
         drop(guard);
-        if busy || slot + 1 == SLOTS {
+        if busy || full {
             // Neither can it fail because of what is due besides it; the next write is told, if it must wait.
             let _ = self.keep_up();
         }
