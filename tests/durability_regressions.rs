@@ -6,9 +6,13 @@
 
 mod common_durability;
 
-use common_durability::{Hooked, Watchdog, bytes_of, open_tiny, tiny, tiny_config};
-use sled::testing::{CrashMode, OpClass, SimStorage, Storage, Tuning, checkpoint, maintain, open_on, space};
-use sled::{Db, Error, IVec};
+use common_durability::{Hooked, Random, Watchdog, bytes_of, open_tiny, tiny, tiny_config};
+use sled::testing::{
+    CrashMode, OpClass, SimStorage, Storage, Tuning, check_invariants, checkpoint, counters, maintain,
+    open_on, space,
+};
+use sled::{Config, Db, Error, IVec};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -507,4 +511,45 @@ fn a_redo_segment_whose_first_sector_was_cut_short_is_not_used_twice() {
         }
     }
     assert!(segments > 2 && cut == 5 * segments, "{segments} segments");
+}
+
+/// Memory is short, so leaves are written again and again; a checkpoint frees what that leaves behind, and keeps the log
+/// from before: leaves of which memory has the changes only are not written for it.
+#[test]
+fn a_checkpoint_that_keeps_the_log_loses_nothing() {
+    let _alone = alone();
+    let config = || Config::new().cache_capacity(64 << 10).flush_every_ms(None);
+    let tuning = || Tuning { threads: false, redo_budget: 256 << 10, leaf_bytes: 2048, ..tiny(4096) };
+    let mut kept = 0;
+    for (seed, mode) in (0..12).zip([CrashMode::DropUnsynced, CrashMode::Torn].into_iter().cycle()) {
+        let medium = SimStorage::new();
+        let db = open_on(medium.clone(), &config(), tuning()).unwrap();
+        let mut random = Random(seed);
+        let mut expected = BTreeMap::new();
+        for round in 0..12_000_u64 {
+            let (key, value) = (random.below(2_000).to_be_bytes(), bytes_of(round, 40));
+            let (before, tail) = (counters(&db).checkpoints, space(&db).2);
+            if random.below(8) == 0 {
+                db.remove(key).unwrap();
+                expected.remove(&key);
+            } else {
+                db.insert(key, &value[..]).unwrap();
+                expected.insert(key, value);
+            }
+            kept += u64::from(counters(&db).checkpoints > before && space(&db).2 >= tail && tail > 0);
+        }
+        db.flush().unwrap();
+        let crashed = medium.crash(seed, mode);
+        let check = |db: &Db, what: &str| {
+            let found: Vec<_> = db.iter().map(|pair| pair.unwrap()).collect();
+            let expected: Vec<(IVec, IVec)> =
+                expected.iter().map(|(key, value)| (key.into(), IVec::from(&value[..]))).collect();
+            assert!(found == expected, "seed {seed}: {what}");
+            check_invariants(db).expect("sound");
+        };
+        check(&db, "before");
+        drop(db);
+        check(&open_on(crashed, &config(), tuning()).unwrap(), "after a power cut");
+    }
+    assert!(kept > 20, "{kept} checkpoints kept the log");
 }

@@ -165,8 +165,8 @@ pub(super) fn open_on(storage: Medium, config: &Config, tuning: &Tuning) -> Resu
         )));
     }
     let amplification = match config.mode {
-        super::config::Mode::LowSpace => 1.2,
-        super::config::Mode::HighThroughput => 1.35,
+        super::config::Mode::LowSpace => (1.3, 1.15),
+        super::config::Mode::HighThroughput => (2.0, 1.2),
     };
     let options = TreeOptions {
         leaf: tuning.leaf_bytes.max(128),

@@ -73,6 +73,8 @@ pub struct Counters {
     pub page_outs: u64,
     /// Pages read.
     pub faults: u64,
+    /// Pages that were made overlays.
+    pub shrunk: u64,
     /// Overlays completed from disk.
     pub overlay_faults: u64,
     /// Checkpoints.
@@ -120,6 +122,7 @@ pub fn counters(db: &Db) -> Counters {
         evictions: get(&cache.evictions),
         page_outs: get(&cache.page_outs),
         faults: get(&cache.faults),
+        shrunk: get(&cache.shrunk),
         overlay_faults: get(&cache.overlay_faults),
         checkpoints: get(&cache.checkpoints),
         cleaned_segments: get(&tree.cleaned_segments),

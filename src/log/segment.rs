@@ -327,6 +327,12 @@ impl Segments {
         (0..).zip(&inner.states).filter_map(run).collect()
     }
 
+    /// Whether there is a run of big values.
+    pub fn holds_big(&self) -> bool {
+        let is_big = |state: &State| matches!(state, State::Page(page) if page.kind == SegmentKind::Big);
+        self.inner().states.iter().any(is_big)
+    }
+
     /// All runs that hold images.
     pub fn runs(&self) -> Vec<(u32, Page)> {
         Self::list(&self.inner())

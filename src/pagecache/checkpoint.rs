@@ -8,6 +8,10 @@
 //! 3. The directory's root is written, everything is synced, and the superblock makes it count.
 //! 4. What the old checkpoint referred to and this one does not is freed once no reader can have its address.
 //!
+//! One that is made only so that segments of dead images are freed keeps the redo LSN of the one before, and so writes no
+//! leaf but those that have no image yet. Where there are big values it cannot: the log refers to them, and they must stay
+//! as long as it is replayed from before their records.
+//!
 //! An image may hold changes past the redo LSN: replaying their records again changes nothing, and they
 //! are durable before the superblock is (L9), so that an image never shows more than the log.
 //!
@@ -61,16 +65,17 @@ impl CheckpointBuilder {
 }
 
 impl<P: Page> PageCache<P> {
-    /// Begins a checkpoint. One at a time; the caller sees to that.
+    /// Begins a checkpoint. One at a time; the caller sees to that. `keep_tail`: replay may start where it started before.
     ///
     /// # Errors
     /// What writing failed with.
-    pub fn begin_checkpoint(&self) -> Result<CheckpointBuilder> {
+    pub fn begin_checkpoint(&self, keep_tail: bool) -> Result<CheckpointBuilder> {
         self.check()?;
         fail::check("snap write")?;
         // In this order: what is dead by now died before the fence, so no image listed below refers to it.
         let dead = self.log().segments().begin_checkpoint();
-        let redo = self.fence()?;
+        let keep_tail = keep_tail && !self.log().segments().holds_big();
+        let redo = if keep_tail { self.log().superblock().redo } else { self.fence()? };
         let chunk = CHUNK.min(self.log().segments().size() - 256);
         let (chunks, orphans) = (Vec::new(), Vec::new());
         Ok(CheckpointBuilder { redo, dead, encoder: Encoder::default(), chunks, orphans, chunk })
@@ -126,22 +131,33 @@ impl<P: Page> PageCache<P> {
         let image = self.write_leaves(Stream::Leaves, &[(frame.tree(), &folded.image)], all_before)?[0];
         // What is not decided, and what came while the image was written, moves to the new frame.
         let used_now = frame.freeze();
-        let new = NewFrame {
-            kind: frame.kind(),
-            overlay: false,
-            tree: frame.tree(),
-            base: &folded.image,
-            disk: image,
-            first_lsn: Lsn::MAX,
-            newest: folded.newest,
-            right: frame.right(),
-        };
         let moved = folded.carried.iter().copied().chain(used..used_now);
-        let new = FrameRef::create_with(self.arena(), new, frame, moved);
-        if !self.table().swap(pid, Word::resident(frame), Word::resident(new)) {
+        // An overlay had no image in memory before; if memory is short it needs none now. Otherwise it stays for readers.
+        let leaves =
+            frame.overlay() && frame.right() == 0 && moved.clone().next().is_none() && self.is_tight();
+        let new = if leaves {
+            self.note_evicted(folded.newest);
+            None
+        } else {
+            let new = NewFrame {
+                kind: frame.kind(),
+                overlay: false,
+                tree: frame.tree(),
+                base: &folded.image,
+                disk: image,
+                first_lsn: Lsn::MAX,
+                newest: folded.newest,
+                right: frame.right(),
+            };
+            Some(FrameRef::create_with(self.arena(), new, frame, moved))
+        };
+        let word = new.map_or(Word::disk(image), Word::resident);
+        if !self.table().swap(pid, Word::resident(frame), word) {
+            if let Some(new) = new {
+                self.discard(new);
+            }
             // Somebody consolidated or split the page meanwhile, and it keeps its own image. This one is what
             // the directory needs, and belongs to it.
-            self.discard(new);
             builder.orphans.push(image);
             return Ok(image);
         }

@@ -7,6 +7,11 @@
 //! folded, and the folded images of a batch are written with few calls before they are swapped in. A writer
 //! that meets a frozen frame replaces it, and then the swap fails and the page, evidently in use, stays.
 //!
+//! A page with an image and a few changes since is not written for these: it becomes an overlay first, which has the
+//! changes and not the image, and takes a small part of the memory. The log has the changes, so nothing is lost by that.
+//! Pages that random writes come to are so written once for all the changes that they got meanwhile. How much memory
+//! overlays may take is bounded; above that they are folded and written like others.
+//!
 //! Memory that the epoch has not given back yet is not counted as in use here, or the hand would throw out
 //! the whole cache while one reader sleeps; the hard limit of [`PageCache::over_hard_limit`] counts it.
 //!
@@ -14,7 +19,7 @@
 //!
 //! The clock: F. Corbato, "A Paging Experiment with the Multics System", 1968.
 
-use super::frame::{FrameKind, FrameRef};
+use super::frame::{FrameKind, FrameRef, NewFrame};
 use super::mapping_table::{PageState, Word};
 use super::{Folded, Maintenance, Page, PageCache, count};
 use crate::base::Lsn;
@@ -33,8 +38,59 @@ const STUCK_STEP: u64 = 256 << 10;
 /// PIDs looked at under one guard and one hold of the maintenance lock.
 const STRIDE: usize = 1024;
 
+/// The part of the capacity that overlays may take, of four.
+const OVERLAYS: u64 = 3;
+/// A page becomes an overlay if that takes at most one in so many of its bytes.
+const SHRINKS: usize = 2;
+
 /// Posts the separator behind a leaf of a tree; whether that worked.
 pub type Link<'a> = &'a dyn Fn(u32, FrameRef<'_>, &Guard) -> bool;
+
+/// Where eviction goes on, and what it knows.
+#[derive(Debug)]
+pub(super) struct Hand {
+    /// The PID that it looks at next.
+    next: u64,
+    /// Bytes of overlays, about: those of the last round, and what was done about them since.
+    overlays: u64,
+    /// Bytes of the overlays that it left behind in this round.
+    left: u64,
+}
+
+impl Default for Hand {
+    fn default() -> Hand {
+        Hand { next: 1, overlays: 0, left: 0 }
+    }
+}
+
+impl Hand {
+    /// The next PID of a table that ends before `end`.
+    fn step(&mut self, end: u64) -> u32 {
+        let pid = self.next;
+        self.next += 1;
+        if self.next >= end {
+            self.next = 1;
+            self.overlays = std::mem::take(&mut self.left);
+        }
+        pid as u32
+    }
+
+    /// It leaves an overlay behind that it found.
+    fn leave(&mut self, bytes: u64) {
+        self.left += bytes;
+    }
+
+    /// It made an overlay.
+    fn add(&mut self, bytes: u64) {
+        self.overlays += bytes;
+        self.left += bytes;
+    }
+
+    /// An overlay goes.
+    fn remove(&mut self, bytes: u64) {
+        self.overlays = self.overlays.saturating_sub(bytes);
+    }
+}
 
 /// A frozen page that has no current image.
 struct Victim<'g> {
@@ -69,6 +125,11 @@ impl<P: Page> PageCache<P> {
         self.arena().about() > self.limit() + SLACK
     }
 
+    /// Whether memory in use is so near the capacity that pages are about to be evicted.
+    pub(super) fn is_tight(&self) -> bool {
+        self.arena().in_use() + 2 * self.margin() > self.options.capacity
+    }
+
     /// How far below the capacity a round of eviction goes, so that the next is not due at once.
     pub fn margin(&self) -> u64 {
         (self.options.capacity / 32).min(4 << 20)
@@ -84,7 +145,10 @@ impl<P: Page> PageCache<P> {
         let goal = self.options.capacity.saturating_sub(margin);
         let mut looked_at = 0;
         while self.arena().in_use() > goal && looked_at < 2 * self.table().high_water() {
-            looked_at += self.evict_stride(&mut self.maintain(), goal, link)?;
+            // When it comes round again it must have more.
+            let overlays =
+                if looked_at < self.table().high_water() { self.options.capacity / 4 * OVERLAYS } else { 0 };
+            looked_at += self.evict_stride(&mut self.maintain(), goal, overlays, link)?;
             // Lets the epoch move on and frees what is due.
             crossbeam_epoch::pin().flush();
         }
@@ -95,7 +159,15 @@ impl<P: Page> PageCache<P> {
         Ok(())
     }
 
-    fn evict_stride(&self, lock: &mut Maintenance<'_>, goal: u64, link: Link<'_>) -> Result<u64> {
+    /// `overlays`: how many bytes of these may stay.
+    fn evict_stride(
+        &self,
+        lock: &mut Maintenance<'_>,
+        goal: u64,
+        overlays: u64,
+        link: Link<'_>,
+    ) -> Result<u64> {
+        let hand = &mut *lock.hand;
         let guard = crossbeam_epoch::pin();
         let mut all_before = self.visible();
         let mut victims: Vec<Victim<'_>> = Vec::new();
@@ -104,21 +176,33 @@ impl<P: Page> PageCache<P> {
         let mut looked_at = 0;
         while looked_at < STRIDE as u64 && self.arena().in_use().saturating_sub(pending) > goal {
             looked_at += 1;
-            let pid = *lock.hand as u32;
-            *lock.hand = if *lock.hand + 1 >= self.table().high_water() { 1 } else { *lock.hand + 1 };
+            let pid = hand.step(self.table().high_water());
             if self.table().try_get(pid).is_none() {
                 continue;
             }
             let (_, PageState::Resident(frame)) = self.load(pid, &guard) else { continue };
-            if frame.kind() == FrameKind::Inner || frame.take_clock() {
+            if frame.kind() == FrameKind::Inner {
+                continue;
+            }
+            let overlay = if frame.overlay() { frame.bytes() as u64 } else { 0 };
+            if frame.take_clock() || overlay > 0 && hand.overlays <= overlays {
+                hand.leave(overlay);
                 continue;
             }
             if frame.right() != 0 && !link(frame.tree(), frame, &guard) {
                 continue;
             }
+            if overlay == 0
+                && hand.overlays < overlays
+                && let Some(bytes) = self.shrink(pid, frame, &guard)
+            {
+                hand.add(bytes);
+                continue;
+            }
             match self.evict_page(pid, frame, &guard) {
                 Ok(None) => {}
                 Ok(Some(victim)) => {
+                    hand.remove(overlay);
                     pending += victim.frame.bytes() as u64;
                     victims.push(victim);
                 }
@@ -132,6 +216,41 @@ impl<P: Page> PageCache<P> {
         }
         result.and(self.page_out(&mut victims, all_before, &guard))?;
         Ok(looked_at.max(1))
+    }
+
+    /// Makes an overlay of a page that has few changes since its image was written; the bytes that it takes. `None`: it has
+    /// more, or none, or the page is in use.
+    fn shrink(&self, pid: u32, frame: FrameRef<'_>, guard: &Guard) -> Option<u64> {
+        let (used, frozen) = frame.used();
+        // Intents that are not decided had better stay where their owner looks for them.
+        if used == 0
+            || frozen
+            || frame.overlay()
+            || !frame.disk().is_some()
+            || frame.first_lsn() != Lsn::MAX
+            || frame.base().len() < SHRINKS * (frame.bytes() - frame.base().len())
+            || frame.undecided(used).next().is_some()
+        {
+            return None;
+        }
+        let used = frame.freeze();
+        let new = NewFrame {
+            kind: FrameKind::Leaf,
+            overlay: true,
+            tree: frame.tree(),
+            base: &P::bare(frame),
+            disk: frame.disk(),
+            first_lsn: Lsn::MAX,
+            newest: frame.newest(),
+            right: frame.right(),
+        };
+        let new = FrameRef::create_with(self.arena(), new, frame, 0..used);
+        let bytes = new.bytes() as u64;
+        if !self.replace(pid, frame, new, guard) {
+            return None;
+        }
+        count(&self.counters.shrunk);
+        Some(bytes)
     }
 
     /// Drops a frame whose image is current, or freezes and folds it.

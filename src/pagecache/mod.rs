@@ -54,6 +54,7 @@ pub use crate::log::Reservation;
 use crate::log::{ImageHeader, Stream};
 use arena::Arena;
 use crossbeam_epoch::Guard;
+use eviction::Hand;
 use parking_lot::{Mutex, MutexGuard};
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -71,6 +72,9 @@ pub trait Page: Send + Sync + 'static {
 
     /// Whether an image has the range of the leaf in a frame.
     fn is_of(frame: FrameRef<'_>, image: &[u8]) -> bool;
+
+    /// An image without records of the range of the leaf in a frame.
+    fn bare(frame: FrameRef<'_>) -> Vec<u8>;
 
     /// The image of a leaf after its first `used` deltas. `below` is the image under an overlay.
     fn fold(frame: FrameRef<'_>, used: usize, below: Option<&[u8]>) -> Folded;
@@ -120,6 +124,8 @@ pub struct CacheCounters {
     pub page_outs: AtomicU64,
     /// Pages read.
     pub faults: AtomicU64,
+    /// Pages that were made overlays.
+    pub shrunk: AtomicU64,
     /// Overlays completed from disk.
     pub overlay_faults: AtomicU64,
     /// Checkpoints that became durable.
@@ -209,8 +215,7 @@ impl Shared {
 /// Proof that the maintenance lock is held (P7).
 #[derive(Debug)]
 pub struct Maintenance<'a> {
-    /// The PID that the eviction hand looks at next.
-    hand: MutexGuard<'a, u64>,
+    hand: MutexGuard<'a, Hand>,
 }
 
 /// The pages of one database.
@@ -220,7 +225,7 @@ pub struct PageCache<P> {
     log: Log,
     options: CacheOptions,
     /// P7.
-    maintenance: Mutex<u64>,
+    maintenance: Mutex<Hand>,
     /// Memory in use that eviction did not get below, and a step more; 0 = it did.
     stuck: AtomicU64,
     /// Above the LSN of every change in a page that was evicted. Raised before the page's word says so.
@@ -244,7 +249,7 @@ impl<P: Page> PageCache<P> {
             shared,
             log,
             options,
-            maintenance: Mutex::new(1),
+            maintenance: Mutex::default(),
             stuck: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             directory: Mutex::default(),

@@ -27,14 +27,14 @@ use std::collections::BTreeSet;
 const DENSE: f64 = 0.9;
 
 impl Forest {
-    /// Empties sparse segments until page segments have less than the wanted bytes per live byte.
+    /// Empties sparse segments until page segments have less than so many bytes per live byte.
     ///
     /// # Errors
     /// What reading or writing failed with.
-    pub(super) fn clean(&self) -> Result<()> {
+    pub(super) fn clean(&self, amplification: f64) -> Result<()> {
         let segments = self.log().segments();
         let usage = segments.usage();
-        let goal = self.clean_goal(&usage);
+        let goal = self.clean_goal(&usage, amplification);
         let mut used = usage.used - usage.dead;
         if used <= goal {
             return Ok(());
@@ -50,9 +50,9 @@ impl Forest {
     }
 
     /// Bytes that runs with live images may have before the cleaner works.
-    pub(super) fn clean_goal(&self, usage: &Usage) -> u64 {
+    pub(super) fn clean_goal(&self, usage: &Usage, amplification: f64) -> u64 {
         let slack = 2 * self.log().segments().size() as u64;
-        (usage.live as f64 * self.options.amplification) as u64 + slack
+        (usage.live as f64 * amplification) as u64 + slack
     }
 
     fn clean_segment(&self, number: u32, run: &Run) -> Result<()> {

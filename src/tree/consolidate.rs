@@ -16,10 +16,14 @@ use super::redo::{big_rest, encode_transaction, kind, transaction_len};
 use super::{BwTree, Forest, add};
 use crate::base::Lsn;
 use crate::error::Result;
-use crate::pagecache::{FrameKind, FrameRef, NewDelta, NewFrame, PageState, Slot, Word};
+use crate::pagecache::{FrameKind, FrameRef, NewDelta, NewFrame, PageState, SLOTS, Slot, Word};
 use crossbeam_epoch::Guard;
 use std::borrow::Cow;
 use std::ops::Range;
+
+/// Changes that an overlay keeps as they are when it gets its image back: if it is dropped again, they need not be
+/// written for that.
+const KEPT: usize = SLOTS * 3 / 4;
 
 /// How an overlay is folded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +84,10 @@ impl Forest {
             let below = self.cache.read_below(at.frame);
             image = below.map_err(|error| error.concerns(&tree.name, leaf.low(), leaf.high()))?;
             add(&self.cache.counters.overlay_faults);
+            if leaf.len() == 0 && used <= KEPT {
+                self.complete(at, used, &image, guard);
+                return Ok(());
+            }
             Some(Leaf::new(&image))
         } else {
             None
@@ -125,6 +133,23 @@ impl Forest {
             self.cache.kill_all(&gathered.dropped);
         }
         Ok(())
+    }
+
+    /// Gives an overlay that has its changes in its slots its image back.
+    fn complete(&self, at: At<'_>, used: usize, image: &[u8], guard: &Guard) {
+        let new = NewFrame {
+            kind: FrameKind::Leaf,
+            overlay: false,
+            tree: at.frame.tree(),
+            base: image,
+            disk: at.frame.disk(),
+            first_lsn: at.frame.first_lsn(),
+            newest: at.frame.newest(),
+            right: at.frame.right(),
+        };
+        let new = FrameRef::create_with(self.cache.arena(), new, at.frame, 0..used);
+        // If somebody was faster, the page is another now.
+        let _ = self.cache.replace(at.pid, at.frame, new, guard);
     }
 
     /// Logs the changes of an overlay, whose image cannot be read, once more, so that a checkpoint can do without an image

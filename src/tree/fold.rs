@@ -265,6 +265,11 @@ impl Page for LeafPage {
         (leaf.low(), leaf.high()) == (image.low(), image.high())
     }
 
+    fn bare(frame: FrameRef<'_>) -> Vec<u8> {
+        let leaf = Leaf::new(frame.base());
+        LeafBuilder::new(leaf.low(), leaf.high(), 0, 0).finish()
+    }
+
     fn fold(frame: FrameRef<'_>, used: usize, below: Option<&[u8]>) -> Folded {
         let leaf = Leaf::new(frame.base());
         let gathered = gather(frame, used, below.map(Leaf::new));

@@ -95,8 +95,8 @@ pub struct TreeOptions {
     pub big_value: usize,
     /// Redo bytes after which a checkpoint is due; 0 = scaled to the data.
     pub redo_budget: u64,
-    /// Bytes of page segments per live byte above which the cleaner works.
-    pub amplification: f64,
+    /// Bytes of page segments per live byte above which the cleaner works while others write, and when nobody does.
+    pub amplification: (f64, f64),
     /// How many identifiers are reserved at a time.
     pub id_interval: u64,
 }
@@ -510,7 +510,10 @@ impl Forest {
         if self.checkpoint_due()
             && let Some(alone) = self.checkpointing.try_lock()
         {
-            result = result.and(self.tidy_alone(&alone));
+            // Relaxed: a hint.
+            let keep_tail = self.log().redo_tail() < self.redo_budget.load(Ordering::Relaxed);
+            let tidied = self.tidy_alone(keep_tail, self.options.amplification.0, &alone);
+            result = result.and(tidied);
         }
         result
     }
@@ -521,10 +524,10 @@ impl Forest {
     /// # Errors
     /// What reading or writing failed with.
     pub fn tidy(&self) -> Result<()> {
-        self.tidy_alone(&self.checkpointing.lock())
+        self.tidy_alone(false, self.options.amplification.1, &self.checkpointing.lock())
     }
 
-    fn tidy_alone(&self, alone: &MutexGuard<'_, ()>) -> Result<()> {
+    fn tidy_alone(&self, keep_tail: bool, amplification: f64, alone: &MutexGuard<'_, ()>) -> Result<()> {
         self.cache.check()?;
         for _ in 0..8 {
             if self.unfreed.lock().is_empty() {
@@ -537,8 +540,8 @@ impl Forest {
         if self.waits_for_dropped() {
             return Ok(());
         }
-        let cleaned = self.clean();
-        self.checkpoint(alone)?;
+        let cleaned = self.clean(amplification);
+        self.checkpoint(keep_tail, alone)?;
         self.set_budget();
         self.await_epoch();
         self.log().give_back(false)?;
@@ -593,7 +596,7 @@ impl Forest {
         // What a checkpoint frees, and what the cleaner would move: other garbage is there to stay.
         let freed = usage.dead + self.log().redo_tail();
         freed > usage.live / 16 + (256 << 10)
-            || usage.used - usage.dead > self.clean_goal(&usage)
+            || usage.used - usage.dead > self.clean_goal(&usage, self.options.amplification.1)
             || !self.unfreed.lock().is_empty()
     }
 }

@@ -32,12 +32,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 impl Forest {
-    /// Makes a checkpoint.
+    /// Makes a checkpoint. `keep_tail`: replay may start where it started before.
     ///
     /// # Errors
     /// What reading or writing failed with; then the checkpoint before stays.
-    pub(super) fn checkpoint(&self, _alone: &MutexGuard<'_, ()>) -> Result<()> {
-        let mut builder = self.cache.begin_checkpoint()?;
+    pub(super) fn checkpoint(&self, keep_tail: bool, _alone: &MutexGuard<'_, ()>) -> Result<()> {
+        let mut builder = self.cache.begin_checkpoint(keep_tail)?;
         let (trees, next_tree) = self.catalog.snapshot();
         if self.waits_for_dropped() {
             // Dropped since that was asked last.
@@ -160,7 +160,9 @@ impl Forest {
             settled => settled?,
         };
         self.cache.add_leaf(builder, low, image)?;
-        if leaf.payload() < self.options.leaf / 4 && !(leaf.low().is_empty() && leaf.high().is_none()) {
+        let alone = leaf.low().is_empty() && leaf.high().is_none();
+        // How large an overlay's image is nobody knows without it.
+        if !at.frame.overlay() && leaf.payload() < self.options.leaf / 4 && !alone {
             self.note_sparse(tree, low);
         }
         Ok(leaf.high().map(<[u8]>::to_vec))

@@ -13,7 +13,7 @@ use std::ops::Bound;
 /// How often each rare path ran, over all programs.
 pub type Totals = BTreeMap<&'static str, u64>;
 
-fn list(c: &Counters) -> [(&'static str, u64); 18] {
+fn list(c: &Counters) -> [(&'static str, u64); 19] {
     [
         ("consolidations", c.consolidations),
         ("leaf_splits", c.leaf_splits),
@@ -25,6 +25,7 @@ fn list(c: &Counters) -> [(&'static str, u64); 18] {
         ("evictions", c.evictions),
         ("page_outs", c.page_outs),
         ("faults", c.faults),
+        ("shrunk", c.shrunk),
         ("overlay_faults", c.overlay_faults),
         ("checkpoints", c.checkpoints),
         ("cleaned_segments", c.cleaned_segments),
