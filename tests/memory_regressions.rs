@@ -6,9 +6,9 @@
 
 mod common_durability;
 
-use common_durability::{bytes_of, within};
+use common_durability::{Random, bytes_of, within};
 use sled::Config;
-use sled::testing::{SimStorage, Tuning, counters, memory_used, open_on};
+use sled::testing::{SimStorage, Tuning, check_invariants, counters, memory_used, open_on, space};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -98,4 +98,41 @@ fn a_dropped_tree_gives_its_memory_back() {
         "{} bytes of {before}",
         memory_used(&db)
     );
+}
+
+/// Memory is short, so each leaf is written and read again before it has enough changes to be folded. Once that was the only
+/// time when leaves were split, so that they grew to many times their size, and each change cost as much. And a leaf was
+/// written for each change.
+#[test]
+fn random_writes_neither_make_leaves_grow_nor_write_one_each() {
+    let _alone = alone();
+    // Changes that take little of a leaf, and some that take much.
+    for (records, len) in [(60_000, 100), (8_000, 1500)] {
+        let config = Config::new().flush_every_ms(None).cache_capacity(CAPACITY);
+        let tuning = Tuning { threads: false, ..small_buffers() };
+        let db = open_on(SimStorage::new(), &config, tuning).unwrap();
+        let key = |number: u64| bytes_of(number, 16);
+        for number in 0..records {
+            db.insert(key(number), bytes_of(number, len)).unwrap();
+        }
+        let before = counters(&db);
+        let mut random = Random(7);
+        for _ in 0..records {
+            let number = random.below(records);
+            db.insert(key(number), bytes_of(number + 1, len)).unwrap();
+        }
+        let after = counters(&db);
+        let page_outs = after.page_outs - before.page_outs;
+        assert!(after.shrunk > before.shrunk && after.overlay_faults > before.overlay_faults, "{after:?}");
+        assert!(page_outs < records * 2 / 3, "{page_outs} pages were written for {records} changes");
+        let leaves = after.leaf_splits + after.root_splits;
+        let (live, ..) = space(&db);
+        assert!(live / leaves < 10 << 10, "leaves of {} bytes", live / leaves);
+        check_invariants(&db).expect("sound");
+        for number in (0..records).step_by(97) {
+            let value = db.get(key(number)).unwrap().expect("inserted");
+            let possible = [number, number + 1].map(|seed| bytes_of(seed, len));
+            assert!(possible.iter().any(|possible| *value == possible[..]), "record {number}");
+        }
+    }
 }
