@@ -153,7 +153,7 @@ fn work(db: &Db, rounds: u64) -> Result<(), Error> {
         for key in 0..60_u64 {
             let len = if key.is_multiple_of(16) { 2000 } else { 150 };
             // More than the cache has room for, half of it at rest, so that images are moved.
-            let number = key * 7 % 60 + round * round % 13 * 60;
+            let number = key * 7 % 60 + round * round % 41 * 60;
             db.insert(format!("work {number}"), bytes_of(round, len))?;
         }
         if round % 8 == 7 {
