@@ -125,6 +125,8 @@ impl PageStream {
         let mut slot = self.open[stream as usize].lock();
         if let Some(full) = slot.filter(|open| open.offset + bytes > size) {
             self.segments.seal(full.number);
+            // Others may still be filling it; a sync writes what is missing then.
+            self.storage.start_writing(self.segments.offset(full.number), size as u64);
             *slot = None;
         }
         let mut open = match *slot {

@@ -156,6 +156,7 @@ impl RedoWriter {
                 return Ok(());
             }
             if self.offset + SECTOR > size {
+                self.storage.start_writing(self.segments.offset(self.open.0), size as u64);
                 self.full.push_back(Full { number: self.open.0, end: self.lsn });
                 self.open = std::mem::replace(&mut self.next, self.segments.open_redo());
                 (self.offset, self.fresh) = (0, false);

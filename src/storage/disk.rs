@@ -224,6 +224,16 @@ impl Storage for DiskStorage {
         self.file.write_all_at(buf, offset)
     }
 
+    #[cfg(target_os = "linux")]
+    fn start_writing(&self, offset: u64, len: u64) {
+        use std::os::fd::AsRawFd as _;
+        let range = libc::off64_t::try_from(offset).ok().zip(libc::off64_t::try_from(len).ok());
+        let Some((offset, len)) = range else { return };
+        // SAFETY: a plain system call on a descriptor that `self` keeps open; no memory is passed. It waits for no write, and
+        // leaves errors of the medium for the next sync to report.
+        unsafe { libc::sync_file_range(self.file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         self.file.sync_data()
     }

@@ -47,6 +47,12 @@ pub trait Storage: Send + Sync + Debug + 'static {
     /// Writes all of `buf` at `offset`, growing the file when the range ends past its end.
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()>;
 
+    /// Has the system begin to write a range that was written to, and will not be again soon, to the medium, so that the
+    /// next sync finds little to do. A hint that promises nothing.
+    fn start_writing(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
+
     /// Makes every write that returned before this call durable (`fdatasync`).
     fn sync_data(&self) -> io::Result<()>;
 
