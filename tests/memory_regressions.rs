@@ -6,7 +6,7 @@
 
 mod common_durability;
 
-use common_durability::{Random, bytes_of, within};
+use common_durability::{Random, Watchdog, bytes_of, within};
 use sled::Config;
 use sled::testing::{SimStorage, Tuning, check_invariants, counters, memory_used, open_on, space};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -135,4 +135,26 @@ fn random_writes_neither_make_leaves_grow_nor_write_one_each() {
             assert!(possible.iter().any(|possible| *value == possible[..]), "record {number}");
         }
     }
+}
+
+/// Once each attempt to write to it brought it into memory, and making room took it away before the next.
+#[test]
+fn a_leaf_that_is_larger_than_memory_can_be_written_to() {
+    let _alone = alone();
+    let dog = Watchdog::new(Duration::from_secs(20));
+    dog.begin("a long key");
+    let config = Config::new().flush_every_ms(None).cache_capacity(64 << 10);
+    let tuning = Tuning { threads: false, leaf_bytes: 512, ..small_buffers() };
+    let db = open_on(SimStorage::new(), &config, tuning).unwrap();
+    let tree = db.open_tree("long").unwrap();
+    tree.insert(bytes_of(1, 300_000), "long").unwrap();
+    for round in 0..40_u32 {
+        // Fills memory with something else.
+        for other in 0..50_u32 {
+            db.insert((round * 50 + other).to_be_bytes(), bytes_of(7, 100)).unwrap();
+        }
+        assert!(tree.insert(round.to_be_bytes(), "short").unwrap().is_none());
+    }
+    assert!(counters(&db).shrunk > 0);
+    assert_eq!((tree.len(), tree.iter().filter(|pair| pair.is_ok()).count()), (41, 41));
 }

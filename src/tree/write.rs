@@ -178,8 +178,12 @@ impl Forest {
         if look.frozen || found == Found::Unknown {
             self.make_way(at.frame, None);
             self.consolidate(tree, at, Fold::Whole, &guard)?;
+            let frozen = look.frozen;
             drop(guard);
-            self.keep_up()?;
+            // A leaf that just got its image is needed first: one that is larger than the capacity would lose it again.
+            if frozen {
+                self.keep_up()?;
+            }
             return Ok(None);
         }
         let (old, old_image) = match found {
