@@ -252,7 +252,7 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
         let id = self.intents[i].tree;
         let inside = |intent: &Intent| intent.tree == id && !at.leaf().is_past(&intent.key);
         let end = i + self.intents[i..].partition_point(inside);
-        if !self.is_clear(at, used, i..end, status)? {
+        if !self.is_clear(at, i..end, status)? {
             return Ok(None);
         }
         let changes: Vec<_> = self.intents[i..end].iter().map(Intent::change).collect();
@@ -289,19 +289,14 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
     fn is_clear(
         &mut self,
         at: At<'_>,
-        used: usize,
         range: std::ops::Range<usize>,
         status: &Status,
     ) -> std::result::Result<bool, Interrupted> {
-        let contested = at.frame.undecided(used).any(|run| !std::ptr::eq(run.status, status));
         let tree = self.trees[self.intents[range.start].tree].as_ref();
         let (watched, counted) = (tree.watchers.any(), tree.length.is_known());
         for intent in &mut self.intents[range] {
             (intent.counts, intent.net) = (true, None);
             let depends = intent.write.depends();
-            if !contested && !watched && !depends && !counted {
-                continue;
-            }
             let fingerprint = fingerprint(&intent.key);
             let look = at.frame.look(fingerprint, &intent.key, Looker::Writer(Some(status)));
             if let Some(run) = look.blocked {
