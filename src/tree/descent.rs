@@ -10,6 +10,11 @@ use crossbeam_epoch::Guard;
 /// How often a walk may be sent back to the root: each time a leaf was split meanwhile.
 const MOST_ASTRAY: usize = 1000;
 
+/// Leaves that are asked for together.
+pub(super) const TOGETHER: usize = 16;
+/// Bytes of an inner node that are asked for before it is searched: its header, and where the search begins.
+const INNER_FIRST: usize = 512;
+
 /// A page where the walk ended.
 #[derive(Clone, Copy, Debug)]
 pub struct At<'g> {
@@ -129,6 +134,55 @@ impl Forest {
         guard: &'g Guard,
     ) -> Result<At<'g>> {
         self.walk(tree, Before(key), guard)
+    }
+
+    /// Asks the memory for the leaves of some keys, [`TOGETHER`] at most, and waits for none of them. The keys go down side
+    /// by side, so that what is missing on their ways comes at once. Only a hint: nothing is read from disk, no split is
+    /// helped along, and a key that is not on a straight way down is left out.
+    pub(super) fn ask_for_leaves<'k>(&self, tree: &BwTree, keys: impl Iterator<Item = &'k [u8]>) {
+        let guard = crossbeam_epoch::pin();
+        if tree.check().is_err() {
+            return;
+        }
+        let mut ways = [(&[][..], tree.root); TOGETHER];
+        let mut len = 0;
+        for (way, key) in ways.iter_mut().zip(keys) {
+            way.0 = key;
+            len += 1;
+        }
+        let mut frames = [None; TOGETHER];
+        let mut above_leaves = false;
+        while len > 0 {
+            for (found, (_, pid)) in frames.iter_mut().zip(&ways[..len]) {
+                let PageState::Resident(frame) = self.cache.load(*pid, &guard).1 else {
+                    *found = None;
+                    continue;
+                };
+                *found = Some(frame);
+                if above_leaves {
+                    frame.prefetch_for_get();
+                } else {
+                    frame.prefetch_first(INNER_FIRST);
+                }
+            }
+            if above_leaves {
+                return;
+            }
+            let mut kept = 0;
+            for i in 0..len {
+                let (Some(frame), (key, _)) = (frames[i], ways[i]) else { continue };
+                if frame.kind() == FrameKind::Leaf {
+                    continue;
+                }
+                let node = Inner::new(frame.base());
+                if !node.is_past(key) {
+                    above_leaves = node.level() == 1;
+                    ways[kept] = (key, node.child(node.find(key)));
+                    kept += 1;
+                }
+            }
+            len = kept;
+        }
     }
 
     #[inline]

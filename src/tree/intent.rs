@@ -4,6 +4,7 @@
 //!
 //! 1. *Install*: all writes for one leaf are published as one run of intents, in key order. An intent of somebody else
 //!    on the same key is settled first: given a little time, then aborted; the younger of two transactions gives way.
+//!    The memory is asked for the next few leaves at once, so that they are not waited for one by one.
 //! 2. *Refresh*, if something makes it likely that leaves were folded meanwhile: see [`super::read_set`].
 //! 3. *Decide*: from now on nobody reads past the intents. Validate the reads.
 //! 4. Reserve one redo record for all changes and fill it in; before 3 if it is long.
@@ -32,7 +33,7 @@
 
 use super::consolidate::Fold;
 use super::delta::value_of;
-use super::descent::At;
+use super::descent::{At, TOGETHER};
 use super::leaf::{BigRef, Value, fingerprint};
 use super::read_set::{Look, REFRESHES, ReadSet, Verdict};
 use super::redo::{big_rest, encode_transaction, kind, transaction_len};
@@ -198,14 +199,21 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
 
     fn attempt(&mut self, status: &Arc<Status>, reads: &mut ReadSet) -> Result<Attempt> {
         self.full.clear();
-        let mut i = 0;
+        let (mut i, mut asked) = (0, 0);
+        let mut stride = 1;
         while i < self.intents.len() {
+            if i >= asked {
+                asked = self.ask_ahead(i, stride);
+            }
             if !status.outcome().is_open() {
                 return Ok(Attempt::Again(None));
             }
             status.note_progress();
             match self.install(i, status) {
-                Ok(Some(end)) => i = end,
+                Ok(Some(end)) => {
+                    stride = end - i;
+                    i = end;
+                }
                 Ok(None) => {}
                 Err(Interrupted::Conflict(first)) => return Ok(Attempt::Again(Some(first))),
                 Err(Interrupted::Failed(error)) => return Err(error),
@@ -220,6 +228,17 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
             }
         }
         self.decide(status, reads)
+    }
+
+    /// Asks the memory for the leaves of the next intents, from `i` on, if each of them gets as many as the last one did;
+    /// the first intent whose leaf was not asked for.
+    fn ask_ahead(&self, i: usize, stride: usize) -> usize {
+        let id = self.intents[i].tree;
+        if self.intents.len() - i > stride {
+            let intents = self.intents[i..].iter().step_by(stride).take_while(|intent| intent.tree == id);
+            self.forest.ask_for_leaves(self.trees[id].as_ref(), intents.map(|intent| &intent.key[..]));
+        }
+        i + stride * TOGETHER
     }
 
     fn refresh(&self, status: &Status, reads: &mut ReadSet) -> Result<Verdict> {
