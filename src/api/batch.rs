@@ -74,6 +74,11 @@ impl Batch {
     pub(super) fn writes(&self) -> impl Iterator<Item = (&IVec, Option<&IVec>)> {
         self.writes.iter().map(|(key, value)| (key, value.as_ref()))
     }
+
+    /// As [`Self::writes`].
+    pub(super) fn into_writes(self) -> impl Iterator<Item = (IVec, Option<IVec>)> {
+        self.writes.into_iter()
+    }
 }
 
 #[cfg(test)]

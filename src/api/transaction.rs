@@ -54,7 +54,7 @@ pub use super::transactional_tree::{TransactionalTree, TransactionalTrees};
 use super::tree::Tree;
 use crate::base::metrics::{Op, measure};
 use crate::error::{Error, Result};
-use crate::tree::{Transaction, own_changes};
+use crate::tree::own_changes;
 use crossbeam_utils::Backoff;
 
 /// Runs in a row which changed something by other means, and conflicted, before that is held to be the reason.
@@ -357,18 +357,7 @@ impl Tree {
             return Ok(());
         }
         let _measured = measure(Op::Batch);
-        let mut transaction = Transaction::new(vec![self.bw()]);
-        let backoff = Backoff::new();
-        loop {
-            for (key, value) in batch.writes() {
-                transaction.stage(0, key.clone(), value.cloned());
-            }
-            if transaction.commit(self.engine().forest(), &|_, _, _, _| None)? {
-                return Ok(());
-            }
-            transaction.restart();
-            backoff.snooze();
-        }
+        self.engine().forest().write_all(self.bw(), batch.into_writes())
     }
 
     /// Runs `f` over this tree, and if it returns `Ok` makes everything that it wrote visible in one instant.

@@ -72,7 +72,9 @@ enum Ready {
 struct Intent {
     tree: usize,
     key: IVec,
-    write: Write,
+    /// If it depends on the value that the key has.
+    write: Option<Box<Write>>,
+    /// Of a write that depends on something, from when it is installed.
     ready: Ready,
     /// The image of a big value that may be referred to.
     image: Option<(IVec, BigRef)>,
@@ -131,9 +133,12 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
         operators: Operators<'a>,
         writes: impl Iterator<Item = ((usize, IVec), Write)>,
     ) -> Commit<'a, H> {
-        let intent = |((tree, key), write)| {
-            let (ready, image, counts, net) = (Ready::Gone, None, true, None);
-            Intent { tree, key, write, ready, image, counts, net }
+        let intent = |((tree, key), write): (_, Write)| {
+            let (write, ready) = match write.into_value() {
+                Ok(value) => (None, value.map_or(Ready::Gone, Ready::Inline)),
+                Err(write) => (Some(Box::new(write)), Ready::Gone),
+            };
+            Intent { tree, key, write, ready, image: None, counts: true, net: None }
         };
         let mut intents: Vec<Intent> = writes.map(intent).collect();
         // In one order for all transactions; keys of one tree are in order already.
@@ -141,11 +146,15 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
         Commit { forest, trees, operators, intents, full: Vec::new(), folded: false }
     }
 
-    /// Commits; `false`: what was read does not hold any more, or others are in the way all the time.
+    /// Commits; `false`: what was read does not hold any more, or others are in the way all the time. If nothing was read
+    /// it may run again.
     ///
     /// # Errors
     /// What reading or writing failed with, then nothing was changed; `CollectionNotFound`, `Unsupported`.
-    pub(super) fn run(mut self, reads: &mut ReadSet, age: u64, mut persistent: bool) -> Result<bool> {
+    pub(super) fn run(&mut self, reads: &mut ReadSet, (age, mut persistent): (u64, bool)) -> Result<bool> {
+        if self.forest.cache.over_hard_limit() {
+            self.forest.keep_up()?;
+        }
         self.prepare()?;
         self.by_tree().for_each(|(tree, _)| tree.priority.give_way());
         let mut aborts = 0;
@@ -180,7 +189,7 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
 
     /// Checks the keys, and writes big values.
     fn prepare(&mut self) -> Result<()> {
-        let len = self.intents.iter().map(|intent| intent.key.len() + intent.write.len()).sum::<usize>();
+        let len = self.intents.iter().map(Intent::len).sum::<usize>();
         if len > MAX_BYTES {
             return Err(Error::Unsupported(format!(
                 "a transaction that writes {len} bytes; at most {MAX_BYTES}"
@@ -190,9 +199,7 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
             if intent.key.len() > super::write::MAX_KEY {
                 return Err(super::write::too_long(&intent.key));
             }
-            if let Some(value) = intent.write.value() {
-                intent.resolve(self.forest, self.trees[intent.tree].as_ref(), value)?;
-            }
+            intent.resolve(self.forest, self.trees[intent.tree].as_ref())?;
         }
         Ok(())
     }
@@ -315,7 +322,7 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
         let (watched, counted) = (tree.watchers.any(), tree.length.is_known());
         for intent in &mut self.intents[range] {
             (intent.counts, intent.net) = (true, None);
-            let depends = intent.write.depends();
+            let depends = intent.write.is_some();
             let fingerprint = fingerprint(&intent.key);
             let look = at.frame.look(fingerprint, &intent.key, Looker::Writer(Some(status)));
             if let Some(run) = look.blocked {
@@ -338,11 +345,12 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
                 Some(value) if watched || depends => Some(self.forest.copy_out(tree, &intent.key, value)?),
                 _ => None,
             };
-            if depends {
-                let new = intent.write.apply(intent.tree, &intent.key, old.as_ref(), self.operators)?;
-                intent.resolve(self.forest, tree, new)?;
+            if let Some(write) = &intent.write {
+                let new = write.apply(intent.tree, &intent.key, old.as_ref(), self.operators)?;
+                intent.ready = new.map_or(Ready::Gone, Ready::Inline);
+                intent.resolve(self.forest, tree)?;
             } else if watched {
-                intent.counts = intent.write.value() != Some(old);
+                intent.counts = intent.value() != old.as_ref();
             }
             intent.net = Some(i64::from(!matches!(intent.ready, Ready::Gone)) - before);
         }
@@ -445,7 +453,7 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
     }
 
     /// What can wait until everything is visible.
-    fn finish(mut self) {
+    fn finish(&mut self) {
         let mut big = false;
         for intent in &mut self.intents {
             if let Some((_, image)) = intent.image.take() {
@@ -482,16 +490,28 @@ fn give_way(run: RunRef<'_>, own: &Status) -> std::result::Result<(), Interrupte
 }
 
 impl Intent {
-    /// The write gives its key this value.
-    fn resolve(&mut self, forest: &Forest, tree: &BwTree, value: Option<IVec>) -> Result<()> {
-        self.ready = match value {
-            None => Ready::Gone,
-            Some(value) if value.len() <= forest.options.big_value => Ready::Inline(value),
-            Some(value) => {
-                let big = forest.big_value(tree, &self.key, &value, &mut self.image)?;
-                Ready::Big(big, big.encode())
-            }
-        };
+    /// Bytes of the key, and of what is written.
+    fn len(&self) -> usize {
+        let write = self.write.as_ref().map_or(0, |write| write.len());
+        self.key.len() + write + self.value().map_or(0, |value| value.len())
+    }
+
+    /// The value that the key gets, if that is known.
+    fn value(&self) -> Option<&IVec> {
+        match (&self.ready, &self.image) {
+            (Ready::Inline(value), _) | (Ready::Big(..), Some((value, _))) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// Writes the value if it is a big one.
+    fn resolve(&mut self, forest: &Forest, tree: &BwTree) -> Result<()> {
+        if let Ready::Inline(value) = &self.ready
+            && value.len() > forest.options.big_value
+        {
+            let big = forest.big_value(tree, &self.key, value, &mut self.image)?;
+            self.ready = Ready::Big(big, big.encode());
+        }
         Ok(())
     }
 
@@ -505,10 +525,9 @@ impl Intent {
 
     fn event(&self) -> Event {
         let key = self.key.clone();
-        match (&self.ready, &self.image) {
-            (Ready::Inline(value), _) => Event::Insert { key, value: value.clone() },
-            (Ready::Big(..), Some((value, _))) => Event::Insert { key, value: value.clone() },
-            _ => Event::Remove { key },
+        match self.value() {
+            Some(value) => Event::Insert { key, value: value.clone() },
+            None => Event::Remove { key },
         }
     }
 }

@@ -13,6 +13,7 @@ use super::{BwTree, Forest, add};
 use crate::error::{Error, Result};
 use crate::ivec::IVec;
 use crate::pagecache::Status;
+use crossbeam_utils::Backoff;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
@@ -48,9 +49,20 @@ pub(super) struct Write {
 }
 
 impl Write {
-    /// Whether it depends on the value that the key has.
-    pub(super) fn depends(&self) -> bool {
-        self.base.is_none() || !self.operands.is_empty()
+    /// Gives the key this value, whatever it has.
+    fn put(value: Option<IVec>) -> Write {
+        Write { base: Some(value), operands: Vec::new() }
+    }
+
+    /// The value that it gives the key.
+    ///
+    /// # Errors
+    /// What it is, if it depends on the value that the key has.
+    pub(super) fn into_value(self) -> std::result::Result<Option<IVec>, Write> {
+        match self {
+            Write { base: Some(value), operands } if operands.is_empty() => Ok(value),
+            other => Err(other),
+        }
     }
 
     /// Bytes of values.
@@ -60,7 +72,7 @@ impl Write {
     }
 
     /// The value that it gives the key, if it does not depend on anything.
-    pub(super) fn value(&self) -> Option<Option<IVec>> {
+    fn value(&self) -> Option<Option<IVec>> {
         if self.operands.is_empty() { self.base.clone() } else { None }
     }
 
@@ -259,7 +271,7 @@ impl<H: AsRef<BwTree>> Transaction<H> {
 
     /// Gives a key a value, or removes it, whatever it has.
     pub fn stage(&mut self, tree: usize, key: IVec, value: Option<IVec>) {
-        self.writes.insert((tree, key), Write { base: Some(value), operands: Vec::new() });
+        self.writes.insert((tree, key), Write::put(value));
     }
 
     /// Merges an operand into what a key has when the transaction is committed, or into what this transaction has given
@@ -398,13 +410,39 @@ impl<H: AsRef<BwTree>> Transaction<H> {
         if self.writes.is_empty() {
             return self.is_consistent(forest);
         }
-        if forest.cache.over_hard_limit() {
-            forest.keep_up()?;
-        }
-        let age = *self.age.get_or_insert_with(|| forest.log().end().0);
+        let standing = self.standing(forest);
         let writes = std::mem::take(&mut self.writes);
-        let commit = Commit::new(forest, &self.trees, operators, writes.into_iter());
-        commit.run(&mut self.reads, age, self.runs >= IMPATIENT)
+        let mut commit = Commit::new(forest, &self.trees, operators, writes.into_iter());
+        commit.run(&mut self.reads, standing)
+    }
+
+    /// Its age, and whether others are asked for patience.
+    fn standing(&mut self, forest: &Forest) -> (u64, bool) {
+        let age = *self.age.get_or_insert_with(|| forest.log().end().0);
+        (age, self.runs >= IMPATIENT)
+    }
+}
+
+impl Forest {
+    /// Makes all of these writes to a tree visible in one instant, whatever the keys have: these in order, and the value
+    /// that each is given, without one it is removed.
+    ///
+    /// # Errors
+    /// As for [`Transaction::commit`].
+    pub fn write_all(&self, tree: &BwTree, writes: impl Iterator<Item = (IVec, Option<IVec>)>) -> Result<()> {
+        let (trees, backoff) = ([tree], Backoff::new());
+        let mut transaction = Transaction::new(trees.to_vec());
+        let writes = writes.map(|(key, value)| ((0, key), Write::put(value)));
+        let mut commit = Commit::new(self, &trees, &|_, _, _, _| None, writes);
+        loop {
+            let standing = transaction.standing(self);
+            if commit.run(&mut transaction.reads, standing)? {
+                return Ok(());
+            }
+            add(&self.counters.conflicts);
+            transaction.restart();
+            backoff.snooze();
+        }
     }
 }
 
