@@ -28,7 +28,7 @@ const INVENTORY: [Entry; 16] = [
      "L3: a reservation claims its range by CAS and nobody reads before the last writer has left; bytes are cells"),
     ("pagecache/arena.rs", [7, 1, 1], "blocks from spans, and lists of freed ones",
      "`free` gets what `alloc` gave, once, with its size; a kept block belongs to whoever holds its stack"),
-    ("pagecache/frame.rs", [48, 4, 0], "frames and deltas of variable length, read by many while one is replaced",
+    ("pagecache/frame.rs", [47, 4, 0], "frames and deltas of variable length, read by many while one is replaced",
      "P1 to P4: bytes are written before the CAS that publishes their address, and freed an epoch after they left"),
     ("pagecache/mapping_table.rs", [1, 0, 0], "a word of the table as a reference to a frame",
      "P5: the frame is freed only after the word changed and every guard that could have read it has ended"),

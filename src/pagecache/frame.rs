@@ -337,36 +337,56 @@ impl<'g> RunRef<'g> {
     }
 }
 
+/// An intent: what is to be done, key, and the value or the reference to it.
+type Intent<'i> = (DeltaKind, &'i [u8], &'i [u8]);
+
+/// What is left to be written of the bytes of a new delta.
+struct Body {
+    at: NonNull<u8>,
+    left: usize,
+}
+
+impl Body {
+    #[inline(always)]
+    fn put(&mut self, bytes: &[u8]) {
+        self.left = self.left.checked_sub(bytes.len()).expect("the length that was announced");
+        // SAFETY: `NewDelta::with` made the block long enough for what is left; source and block are distinct.
+        unsafe { self.at.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        // SAFETY: within the block, as above, or at its end.
+        self.at = unsafe { self.at.add(bytes.len()) };
+    }
+}
+
 /// The bytes of a run: number of intents, offset of each, then each: kind, length of the key, length of the value
 /// (u32 each), key, value.
 mod run {
-    use super::DeltaKind;
+    use super::{Body, DeltaKind, Intent};
 
     fn number(bytes: &[u8], at: usize) -> usize {
         u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes")) as usize
     }
 
-    pub fn encode(intents: &[(DeltaKind, &[u8], &[u8])]) -> Vec<u8> {
-        let table = 4 + 4 * intents.len();
-        let content: usize = intents.iter().map(|(_, key, value)| 12 + key.len() + value.len()).sum();
-        let mut out = Vec::with_capacity(table + content);
-        let put = |out: &mut Vec<u8>, n: usize| {
-            out.extend_from_slice(&u32::try_from(n).expect("a run is shorter than 4 GiB").to_ne_bytes());
-        };
-        put(&mut out, intents.len());
-        let mut at = table;
-        for (_, key, value) in intents {
-            put(&mut out, at);
+    pub fn size<'i>(intents: impl Iterator<Item = Intent<'i>>) -> usize {
+        intents.fold(4, |size, (_, key, value)| size + 16 + key.len() + value.len())
+    }
+
+    pub fn write<'i>(body: &mut Body, intents: impl ExactSizeIterator<Item = Intent<'i>> + Clone) {
+        let mut number =
+            |n: usize| body.put(&u32::try_from(n).expect("a run is shorter than 4 GiB").to_ne_bytes());
+        number(intents.len());
+        let mut at = 4 + 4 * intents.len();
+        for (_, key, value) in intents.clone() {
+            number(at);
             at += 12 + key.len() + value.len();
         }
         for (kind, key, value) in intents {
-            put(&mut out, *kind as usize);
-            put(&mut out, key.len());
-            put(&mut out, value.len());
-            out.extend_from_slice(key);
-            out.extend_from_slice(value);
+            let number = |n: usize| (n as u32).to_ne_bytes();
+            body.put(&number(kind as usize));
+            body.put(&number(key.len()));
+            body.put(&number(value.len()));
+            body.put(key);
+            body.put(value);
         }
-        out
     }
 
     pub fn len(bytes: &[u8]) -> usize {
@@ -394,38 +414,51 @@ fn slot_area(kind: FrameKind) -> usize {
 }
 
 impl<'a> NewDelta<'a> {
-    /// Copies a change into a new record.
-    pub fn new(arena: &'a Arena, kind: DeltaKind, key: &[u8], value: &[u8]) -> NewDelta<'a> {
-        let size = DELTA_HEADER + key.len() + value.len();
-        let is_long = kind == DeltaKind::Run && run::len(value) > 1;
+    /// A new record whose key and value are what `write` writes, so many bytes.
+    #[inline(always)]
+    fn with(
+        arena: &'a Arena,
+        (kind, is_long): (DeltaKind, bool),
+        (key, value): (usize, usize),
+        write: impl FnOnce(&mut Body),
+    ) -> NewDelta<'a> {
+        let size = DELTA_HEADER + key + value;
         let ptr = arena.alloc(size);
         let header = DeltaHeader {
             lsn: AtomicU64::new(0),
-            key_len: u32::try_from(key.len()).expect("keys are shorter than 4 GiB"),
-            value_len: u32::try_from(value.len()).expect("inline values are shorter than 4 GiB"),
+            key_len: u32::try_from(key).expect("keys are shorter than 4 GiB"),
+            value_len: u32::try_from(value).expect("inline values are shorter than 4 GiB"),
             kind,
             watch: Watch::new(),
         };
         // SAFETY: the block is `size` bytes, 16-aligned and ours alone.
         unsafe { ptr.cast::<DeltaHeader>().write(header) };
         // SAFETY: `DELTA_HEADER` is within the block.
-        let body = unsafe { ptr.add(DELTA_HEADER) };
-        // SAFETY: the key fits behind the header; source and block are distinct.
-        unsafe { body.as_ptr().copy_from_nonoverlapping(key.as_ptr(), key.len()) };
-        // SAFETY: within the block, as `size` says.
-        let value_at = unsafe { body.add(key.len()) };
-        // SAFETY: the value fits behind the key; source and block are distinct.
-        unsafe { value_at.as_ptr().copy_from_nonoverlapping(value.as_ptr(), value.len()) };
+        let mut body = Body { at: unsafe { ptr.add(DELTA_HEADER) }, left: size - DELTA_HEADER };
+        write(&mut body);
+        assert!(body.left == 0, "all bytes of a delta are initialised");
         NewDelta { arena, ptr, size, is_long }
     }
 
-    /// A run of intents in key order: for each key what is to be done, and the value or the reference to it.
-    pub fn run(
+    /// Copies a change into a new record.
+    #[inline]
+    pub fn new(arena: &'a Arena, kind: DeltaKind, key: &[u8], value: &[u8]) -> NewDelta<'a> {
+        let is_long = kind == DeltaKind::Run && run::len(value) > 1;
+        Self::with(arena, (kind, is_long), (key.len(), value.len()), |body| {
+            body.put(key);
+            body.put(value);
+        })
+    }
+
+    /// A run of intents in key order.
+    pub fn run<'i>(
         arena: &'a Arena,
         status: &Arc<Status>,
-        intents: &[(DeltaKind, &[u8], &[u8])],
+        intents: impl ExactSizeIterator<Item = Intent<'i>> + Clone,
     ) -> NewDelta<'a> {
-        let delta = NewDelta::new(arena, DeltaKind::Run, &[], &run::encode(intents));
+        let (is_long, size) = (intents.len() > 1, run::size(intents.clone()));
+        let write = |body: &mut Body| run::write(body, intents);
+        let delta = Self::with(arena, (DeltaKind::Run, is_long), (0, size), write);
         let owner = Arc::into_raw(Arc::clone(status)).expose_provenance();
         delta.set_lsn(Lsn(owner as u64));
         delta
@@ -1092,8 +1125,8 @@ mod tests {
                 (DeltaKind::Remove, b"c", b""),
                 (DeltaKind::PutBig, b"d", b"reference"),
             ];
-            frame.put(1, 9, NewDelta::run(&arena, &status, &all[..intents]));
-            drop(NewDelta::run(&arena, &status, &all));
+            frame.put(1, 9, NewDelta::run(&arena, &status, all[..intents].iter().copied()));
+            drop(NewDelta::run(&arena, &status, all.into_iter()));
             let value = |who| frame.look(9, b"b", who).delta.map(|delta| (delta.value, delta.lsn));
             assert_eq!(value(Looker::Reader), Some((&b"old"[..], Lsn(1))), "pending");
             let look = frame.look(9, b"b", Looker::Writer(None));

@@ -218,7 +218,8 @@ impl Leaf {
 
     /// Publishes an intent for the only key.
     fn intend(self, shared: &Shared, status: &Arc<Status>) {
-        let mut delta = NewDelta::run(&shared.arena, status, &[(DeltaKind::Put, b"key", b"new")]);
+        let mut delta =
+            NewDelta::run(&shared.arena, status, [(DeltaKind::Put, &b"key"[..], &b"new"[..])].into_iter());
         for slot in 0.. {
             match self.frame().publish(slot, 1, delta) {
                 (Published::Installed, _) => return,

@@ -287,9 +287,9 @@ impl Forest {
             let first = run.lower_bound(&part.low);
             let end = parts.parts.get(i + 1).map_or(run.len(), |next| run.lower_bound(&next.low));
             if first < end {
-                let intents: Vec<_> = (first..end).map(|i| run.intent(i)).collect();
-                let piece = NewDelta::run(self.cache.arena(), &run.owner(), &intents);
-                frame.put(slot, fingerprint(intents[0].1), piece);
+                let intents = (first..end).map(|i| run.intent(i));
+                let piece = NewDelta::run(self.cache.arena(), &run.owner(), intents);
+                frame.put(slot, fingerprint(run.intent(first).1), piece);
                 slot += 1;
             }
         }

@@ -277,18 +277,19 @@ impl<'a, H: AsRef<BwTree>> Commit<'a, H> {
         }
         let id = self.intents[i].tree;
         let inside = |intent: &Intent| intent.tree == id && !at.leaf().is_past(&intent.key);
-        let end = i + self.intents[i..].partition_point(inside);
+        // The first one is where the walk ended.
+        let end = i + 1 + self.intents[i + 1..].iter().take_while(|intent| inside(intent)).count();
         if !self.is_clear(at, i..end, status)? {
             return Ok(None);
         }
-        let changes: Vec<_> = self.intents[i..end].iter().map(Intent::change).collect();
-        let bytes: usize = changes.iter().map(|(_, key, value)| key.len() + value.len()).sum();
+        let changes = self.intents[i..end].iter().map(Intent::change);
+        let bytes: usize = changes.clone().map(|(_, key, value)| key.len() + value.len()).sum();
         if bytes > MAX_BYTES {
             return Err(
                 Error::Unsupported(format!("merged values of {bytes} bytes in one transaction")).into()
             );
         }
-        let mut delta = NewDelta::run(self.forest.cache.arena(), status, &changes);
+        let mut delta = NewDelta::run(self.forest.cache.arena(), status, changes);
         let first = fingerprint(&self.intents[i].key);
         let mut slot = used;
         loop {
