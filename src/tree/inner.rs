@@ -25,6 +25,7 @@
 //! Key heads: G. Graefe and P. Larson, "B-Tree Indexes and CPU Caches", ICDE 2001.
 
 use super::common_prefix;
+use std::cmp::Ordering;
 
 const HEADER: usize = 32;
 const NO_HIGH: u32 = u32::MAX;
@@ -126,7 +127,10 @@ impl<'a> Inner<'a> {
     pub fn is_past(self, key: &[u8]) -> bool {
         let high = u64::from_le_bytes(self.bytes[24..HEADER].try_into().expect("eight bytes"));
         // The head decides for most keys, without a look at the far end of the node.
-        head(key) >= high && self.high().is_some_and(|high| key >= high)
+        match head(key).cmp(&high) {
+            Ordering::Equal => self.high().is_some_and(|high| key >= high),
+            order => order.is_gt(),
+        }
     }
 
     /// First key past the range of child `i`; `None` = the range has no upper end.

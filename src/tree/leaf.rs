@@ -209,7 +209,10 @@ impl<'a> Leaf<'a> {
     pub fn is_past(self, key: &[u8]) -> bool {
         let high = u64::from_le_bytes(self.bytes[24..HEADER].try_into().expect("eight bytes"));
         // The head decides for most keys, without a look at the far end of the image.
-        head(key) >= high && self.high().is_some_and(|high| key >= high)
+        match head(key).cmp(&high) {
+            Ordering::Equal => self.high().is_some_and(|high| key >= high),
+            order => order.is_gt(),
+        }
     }
 
     fn high_len(self) -> usize {
