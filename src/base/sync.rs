@@ -1,4 +1,4 @@
-//! Atomics, a mutex, a condition and waiting for the protocols: of the standard library, or of the model
+//! Atomics, a mutex, a condition, parking and waiting for the protocols: of the standard library, or of the model
 //! checker.
 //!
 //! # How it works
@@ -15,10 +15,14 @@
 //! CDSChecker (Norris, Demsky, OOPSLA 2013), which loom implements.
 
 #[cfg(not(loom))]
-pub use self::native::{Backoff, Condvar, Mutex, MutexGuard, Watch, Watches, atomic, yield_now};
+pub use self::native::{
+    Backoff, Condvar, Mutex, MutexGuard, Thread, Watch, Watches, atomic, current, park, yield_now,
+};
 
 #[cfg(loom)]
-pub use self::model::{Backoff, Condvar, Mutex, MutexGuard, Watch, Watches, atomic, yield_now};
+pub use self::model::{
+    Backoff, Condvar, Mutex, MutexGuard, Thread, Watch, Watches, atomic, current, park, yield_now,
+};
 
 #[cfg(not(loom))]
 mod native {
@@ -26,7 +30,7 @@ mod native {
     pub use parking_lot::{Condvar, Mutex, MutexGuard};
     use std::ops::Range;
     pub use std::sync::atomic;
-    pub use std::thread::yield_now;
+    pub use std::thread::{Thread, current, park, yield_now};
 
     /// One place in memory that plain accesses share.
     #[derive(Debug)]
@@ -91,7 +95,7 @@ pub fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
 mod model {
     use loom::cell::UnsafeCell;
     pub use loom::sync::atomic;
-    pub use loom::thread::yield_now;
+    pub use loom::thread::{Thread, current, park, yield_now};
     use std::ops::{Deref, DerefMut, Range};
     use std::sync::atomic::AtomicBool;
     use std::sync::atomic::Ordering::Relaxed;

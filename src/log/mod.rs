@@ -15,7 +15,7 @@
 //!
 //! # Invariants
 //!
-//! L1, L2 in [`segment`], L3 to L5 in [`redo_buffer`], L6, L7 in [`stability`], and
+//! L1, L2 in [`segment`], L3 to L5 in [`redo_buffer`], L6, L7 in [`stability`], L10, L11 in [`group_commit`], and
 //!
 //! - L8: a record is visible to others only while or after its reservation exists, and the reservation is
 //!   completed only when the record is visible: once a buffer is final, everything in it is visible.
@@ -23,14 +23,14 @@
 //!
 //! # Concurrency
 //!
-//! Lock order: `syncing`, then `writer`, then the ring's rotation and the locks of segments and streams;
-//! `superblock` comes before `sync_call`, which is innermost. `syncing` is held across a sync, so that those
-//! who wait for it share the next one (group commit); `writer` is not, so that filling buffers goes on while
-//! the medium syncs.
+//! Lock order: `writer`, then the ring's rotation and the locks of segments and streams; `superblock` comes before
+//! `sync_call`, which is innermost. Who leads a group commit takes them and holds none of them before; `writer` is
+//! released before the sync, so that filling buffers goes on while the medium syncs.
 
 pub mod address;
 pub mod compression;
 pub mod format;
+mod group_commit;
 #[cfg(all(test, loom))]
 mod models;
 pub mod page_stream;
@@ -41,6 +41,8 @@ mod redo_writer;
 pub mod salvage;
 pub mod scrub;
 pub mod segment;
+#[cfg(test)]
+mod simulated;
 pub mod stability;
 
 pub use address::{ImageAddr, MAX_IMAGE, MAX_OFFSET};
@@ -56,6 +58,7 @@ use crate::damage::Damage;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 use format::{COPY_AT, FIRST_LSN, SECTOR, SEGMENTS_AT, SLOTS_AT, SegmentHeader, Superblock};
+use group_commit::GroupCommit;
 use record::EachRecord;
 use redo_buffer::{MAX_RECORD, Reserved, Ring};
 use redo_writer::RedoWriter;
@@ -92,8 +95,8 @@ pub struct Log {
     ring: OnceLock<Ring>,
     /// Moves buffers to the medium. `None` until the stream's end is known.
     writer: Mutex<Option<RedoWriter>>,
-    /// Held by flushes across a sync, so that those who wait share the next.
-    syncing: Mutex<()>,
+    /// Makes those who flush at the same time share a sync.
+    commits: GroupCommit,
     /// Held across every call of the system's sync: it reports a failure to one caller only.
     sync_call: Mutex<()>,
     /// The newest superblock that is durable.
@@ -217,7 +220,7 @@ impl Log {
             stability: Stability::new(superblock.stable),
             ring: OnceLock::new(),
             writer: Mutex::new(None),
-            syncing: Mutex::new(()),
+            commits: GroupCommit::new(),
             sync_call: Mutex::new(()),
             wake: OnceLock::new(),
             redo_lsn: AtomicU64::new(superblock.redo.lsn.0),
@@ -530,12 +533,14 @@ impl Log {
         if self.stability.stable() >= goal {
             return Ok(self.stability.stable());
         }
-        let _syncing = self.syncing.lock();
-        if self.stability.stable() >= goal {
-            return Ok(self.stability.stable());
-        }
+        self.commits.commit(&self.stability, Some(goal), || self.drain_and_sync())
+    }
+
+    /// Makes everything durable that was written when this is called; the stable LSN.
+    fn drain_and_sync(&self) -> Result<Lsn> {
         let writer = self.drain_all()?;
         let end = writer.as_ref().expect("the stream is started").lsn();
+        // Buffers are filled and drained while the medium syncs.
         drop(writer);
         self.sync()?;
         self.stability.raise(end);
@@ -582,11 +587,7 @@ impl Log {
 
     /// Flushes and syncs, even when the redo stream has nothing new: there may be images.
     fn flush_always(&self) -> Result<Lsn> {
-        let _syncing = self.syncing.lock();
-        let end = self.drain_all()?.as_ref().expect("the stream is started").lsn();
-        self.sync()?;
-        self.stability.raise(end);
-        Ok(end)
+        self.commits.commit(&self.stability, None, || self.drain_and_sync())
     }
 
     /// Notes in the superblock how far the stream is durable, so that from now on an earlier end is known for

@@ -2,42 +2,27 @@
 //!
 //! # How it works
 //!
-//! The code is the layer's own, down to the simulated medium. Each thread writes a record and flushes; when that says
-//! that it worked, a crash at that moment must leave the record.
+//! The code of the first ones is the layer's own, down to the simulated medium. Each thread writes a record and flushes;
+//! when that says that it worked, a crash at that moment must leave the record. Those of three threads run
+//! [`GroupCommit`] over a stream and a medium of one number each. One who is left waiting fails any of them.
 
-use super::{Log, LogOptions, initial_contents};
-use crate::base::sync::check;
+use super::Log;
+use super::group_commit::GroupCommit;
+use super::simulated::{RECORD, create, write};
+use super::stability::Stability;
+use crate::base::Lsn;
+use crate::base::sync::{atomic, check};
+use crate::error::{Error, Result};
 use crate::storage::Storage;
-use crate::storage::sim::{CrashMode, OpClass, SimStorage};
+use crate::storage::sim::{CrashMode, Fault, OpClass, SimStorage, Written};
 use loom::thread::spawn;
 use std::io::ErrorKind;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Bytes of a record: its frame and two that tell it from others.
-const RECORD: usize = 7;
 /// Where the redo stream is: in the first segment.
 const STREAM: (u64, usize) = (8192, 4096);
-
-/// A new log whose buffers have room for so many records.
-fn create(medium: &SimStorage, records: usize) -> Arc<Log> {
-    medium.write_at(0, &initial_contents(4096, false)).expect("a healthy medium");
-    let options =
-        LogOptions { redo_buffer: records * RECORD, volatile: false, read_only: false, compression: None };
-    let log = Log::open(Arc::new(medium.clone()), options).expect("just made");
-    assert!(log.replay(&mut |_, _, _| Ok(true)).expect("just made"), "it is new");
-    Arc::new(log)
-}
-
-/// Writes a record; `false`: the log is poisoned.
-fn write(log: &Log, name: u8) -> bool {
-    let Ok(mut space) = log.reserve(RECORD) else { return false };
-    let bytes = space.bytes();
-    super::record::frame(bytes, 1);
-    bytes[5..].copy_from_slice(&[0xA5, name]);
-    space.complete();
-    true
-}
 
 /// Whether a power cut would leave the record.
 fn is_durable(medium: &SimStorage, name: u8) -> bool {
@@ -119,5 +104,155 @@ fn what_was_flushed_through_full_buffers_is_durable() {
         let log = create(&medium, 1);
         assert!(write(&log, 3) && write(&log, 4));
         assert_eq!(two_who_flush(&medium, &log), [true, true]);
+    });
+}
+
+/// A write that fails fails the flush that met it, which is not the other's business.
+#[test]
+fn a_failed_write_fails_one_and_loses_nothing() {
+    check(4, || {
+        let medium = SimStorage::new();
+        let log = create(&medium, 4);
+        let (class, kind) = (Some(OpClass::Write), ErrorKind::StorageFull);
+        medium.inject(Fault { class, after: 0, count: 1, kind, written: Written::Half });
+        let flushed = two_who_flush(&medium, &log);
+        // Neither, if it was one who drained.
+        assert!(flushed[0] || flushed[1], "there is room again");
+        log.flush().expect("there is room again");
+        assert!(is_durable(&medium, 1) && is_durable(&medium, 2), "nothing is lost");
+    });
+}
+
+/// What happens to a sync of a model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fate {
+    Works,
+    Fails,
+    Panics,
+}
+
+/// A stream whose bytes are records, and a medium that holds it up to some byte.
+struct Stream {
+    group: GroupCommit,
+    stability: Stability,
+    /// The end of the stream.
+    written: atomic::AtomicU64,
+    /// What is on the medium.
+    synced: AtomicU64,
+    /// What happens to the first sync.
+    first: Fate,
+    syncs: AtomicU64,
+    /// Somebody syncs.
+    busy: atomic::AtomicBool,
+}
+
+impl Stream {
+    fn new(first: Fate) -> Arc<Stream> {
+        Arc::new(Stream {
+            group: GroupCommit::new(),
+            stability: Stability::new(Lsn(0)),
+            written: atomic::AtomicU64::new(0),
+            synced: AtomicU64::new(0),
+            first,
+            syncs: AtomicU64::new(0),
+            busy: atomic::AtomicBool::new(false),
+        })
+    }
+
+    fn sync(&self) -> Result<Lsn> {
+        // Relaxed: the medium is not to order anything, here and below.
+        assert!(!self.busy.swap(true, atomic::Ordering::Relaxed), "L10: two lead");
+        // Relaxed: those whom the lead is to serve are ordered before it.
+        let end = self.written.load(atomic::Ordering::Relaxed);
+        self.busy.store(false, atomic::Ordering::Relaxed);
+        let fate = if self.syncs.fetch_add(1, Ordering::Relaxed) == 0 { self.first } else { Fate::Works };
+        match fate {
+            Fate::Works => {}
+            Fate::Fails => return Err(Error::Unsupported("the first sync".into())),
+            // Without a message.
+            Fate::Panics => resume_unwind(Box::new("the first sync")),
+        }
+        self.synced.fetch_max(end, Ordering::Relaxed);
+        self.stability.raise(Lsn(end));
+        Ok(Lsn(end))
+    }
+
+    /// Writes a record and flushes; whether that worked.
+    fn flush(&self) -> bool {
+        // Relaxed: as in `sync`.
+        let goal = self.written.fetch_add(1, atomic::Ordering::Relaxed) + 1;
+        let flush = || self.group.commit(&self.stability, Some(Lsn(goal)), || self.sync());
+        let flushed = matches!(catch_unwind(AssertUnwindSafe(flush)), Ok(Ok(stable)) if stable >= Lsn(goal));
+        assert!(!flushed || self.synced.load(Ordering::Relaxed) >= goal, "what a flush promised is lost");
+        flushed
+    }
+
+    /// Writes a record and syncs by itself, as a checkpoint does; whether that worked.
+    fn checkpoint(&self) -> bool {
+        // Relaxed: as in `sync`.
+        let end = self.written.fetch_add(1, atomic::Ordering::Relaxed) + 1;
+        let mut own = false;
+        let sync = || {
+            own = true;
+            self.sync()
+        };
+        let stable = self.group.commit(&self.stability, None, sync);
+        assert!(own, "nobody serves a checkpoint");
+        assert!(stable.is_err() || self.synced.load(Ordering::Relaxed) >= end, "what it promised is lost");
+        stable.is_ok()
+    }
+}
+
+/// Runs three threads; how many of them worked, and in how many syncs.
+fn three(stream: &Arc<Stream>, own: fn(&Stream) -> bool) -> (usize, u64) {
+    let others: [_; 2] = std::array::from_fn(|_| {
+        let stream = Arc::clone(stream);
+        spawn(move || stream.flush())
+    });
+    let own = own(stream);
+    let others = others.map(|other| other.join().expect("caught"));
+    let worked = others.into_iter().chain([own]).filter(|worked| *worked).count();
+    // All are gone: the next one leads, at once.
+    assert!(stream.flush(), "somebody leads who is gone");
+    (worked, stream.syncs.load(Ordering::Relaxed) - 1)
+}
+
+#[test]
+fn three_who_flush_share_syncs_and_all_are_served() {
+    static FEWEST: AtomicU64 = AtomicU64::new(u64::MAX);
+    static MOST: AtomicU64 = AtomicU64::new(0);
+    check(3, || {
+        let (worked, syncs) = three(&Stream::new(Fate::Works), Stream::flush);
+        assert_eq!(worked, 3);
+        // Relaxed: of this test.
+        FEWEST.fetch_min(syncs, Ordering::Relaxed);
+        MOST.fetch_max(syncs, Ordering::Relaxed);
+    });
+    assert_eq!((FEWEST.load(Ordering::Relaxed), MOST.load(Ordering::Relaxed)), (1, 3), "of what is possible");
+}
+
+#[test]
+fn a_sync_that_fails_leaves_nobody_waiting() {
+    check(3, || {
+        let (worked, syncs) = three(&Stream::new(Fate::Fails), Stream::flush);
+        assert_eq!(worked, 2, "each of those who wait tries for itself");
+        assert!(syncs >= 2);
+    });
+}
+
+#[test]
+fn a_leader_that_panics_leaves_nobody_waiting() {
+    check(3, || {
+        let (worked, syncs) = three(&Stream::new(Fate::Panics), Stream::flush);
+        assert_eq!(worked, 2, "each of those who wait tries for itself");
+        assert!(syncs >= 2);
+    });
+}
+
+#[test]
+fn a_checkpoint_leads_among_those_who_flush() {
+    check(3, || {
+        let (worked, _) = three(&Stream::new(Fate::Works), Stream::checkpoint);
+        assert_eq!(worked, 3);
     });
 }
