@@ -42,7 +42,7 @@ const INVENTORY: [Entry; 16] = [
      "B1, B2: a run is released when none of its blocks is in use; long blocks go back with the layout they came with"),
     ("pagecache/spans/tests.rs", [2, 0, 1], "blocks that are written to and freed, in tests only",
      "a block has one owner, which frees it once"),
-    ("storage/disk.rs", [2, 0, 0], "`fallocate` and `posix_fadvise`, which the standard library does not offer",
+    ("storage/disk.rs", [3, 0, 0], "`fallocate`, `posix_fadvise` and `sync_file_range`, which the standard library does not offer",
      "system calls that get numbers only, on a descriptor that is open"),
     ("tree/leaf.rs", [2, 0, 0], "sixteen fingerprints compared at once",
      "SSE2 is a part of x86-64; the load is of an array of sixteen bytes, at any address"),

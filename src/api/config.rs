@@ -332,9 +332,9 @@ impl Config {
 
     /// What to favour when space and speed are at odds. Default: [`Mode::LowSpace`].
     ///
-    /// It says how dense the cleaner keeps the pages in the file: above 1.2 bytes for each live one, and two
-    /// segments, it moves pages together with [`Mode::LowSpace`], above 1.35 with [`Mode::HighThroughput`],
-    /// which writes less for that. A database may be opened with either at any time.
+    /// It says how dense the cleaner keeps the pages in the file. While it is written to, pages are moved together when there
+    /// are more than 1.3 bytes for each live one, and two segments, with [`Mode::LowSpace`], 2 with [`Mode::HighThroughput`],
+    /// which writes less for that. When nothing has been written for a moment, that is done down to 1.15 and 1.2. A database may be opened with either at any time.
     ///
     /// # Examples
     /// ```
