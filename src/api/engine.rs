@@ -164,16 +164,23 @@ pub(super) fn open_on(storage: Medium, config: &Config, tuning: &Tuning) -> Resu
             config.use_compression, !config.use_compression
         )));
     }
-    let amplification = match config.mode {
-        super::config::Mode::LowSpace => (1.3, 1.15),
-        super::config::Mode::HighThroughput => (2.0, 1.2),
+    let (amplification, share, redo_range) = match config.mode {
+        super::config::Mode::LowSpace => ((1.3, 1.15), 50, 32 << 20..=256 << 20),
+        super::config::Mode::HighThroughput => ((2.0, 1.2), 100, 64 << 20..=512 << 20),
+    };
+    let redo_budget = match tuning.redo_budget {
+        // Nothing is won by a checkpoint in memory.
+        _ if config.read_only => Some(u64::MAX / 8),
+        0 => None,
+        fixed => Some(fixed),
     };
     let options = TreeOptions {
         leaf: tuning.leaf_bytes.max(128),
         fanout: tuning.fanout.max(3),
         big_value: (tuning.leaf_bytes / 4).clamp(32, 8192),
-        // Nothing is won by a checkpoint in memory.
-        redo_budget: if config.read_only { u64::MAX / 8 } else { tuning.redo_budget },
+        redo_budget,
+        share,
+        redo_range,
         amplification,
         id_interval: config.idgen_persist_interval,
     };

@@ -76,6 +76,7 @@ use crate::pagecache::{CacheOptions, Log, PageCache};
 use fold::LeafPage;
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -93,8 +94,12 @@ pub struct TreeOptions {
     pub fanout: usize,
     /// Values longer than this get images of their own, bytes.
     pub big_value: usize,
-    /// Redo bytes after which a checkpoint is due; 0 = scaled to the data.
-    pub redo_budget: u64,
+    /// Redo bytes after which a checkpoint is due; `None`: scaled to the data.
+    pub redo_budget: Option<u64>,
+    /// What scaled to the data means: so many redo bytes, or bytes of images, for 100 live ones.
+    pub share: u64,
+    /// At least, and at most, so many redo bytes.
+    pub redo_range: RangeInclusive<u64>,
     /// Bytes of page segments per live byte above which the cleaner works while others write, and when nobody does.
     pub amplification: (f64, f64),
     /// How many identifiers are reserved at a time.
@@ -139,8 +144,6 @@ fn add(counter: &AtomicU64) {
 const SPARSE: usize = 1 << 16;
 /// How many of them are worth waking somebody.
 const SPARSE_DUE: usize = 8;
-/// Smallest and largest redo budget that is scaled to the data, bytes.
-const REDO_BUDGET: std::ops::RangeInclusive<u64> = (32 << 20)..=(256 << 20);
 /// Most identifiers that are reserved at once.
 const ID_INTERVAL: u64 = 1 << 32;
 /// Smallest image budget that is scaled to the data, bytes.
@@ -422,10 +425,11 @@ impl Forest {
     }
 
     fn set_budget(&self) {
-        let half = self.log().segments().usage().live / 2;
+        let share = self.log().segments().usage().live / 100 * self.options.share;
+        let range = &self.options.redo_range;
         let (redo, images) = match self.options.redo_budget {
-            0 => (half.clamp(*REDO_BUDGET.start(), *REDO_BUDGET.end()), half.max(LEAST_IMAGES)),
-            fixed => (fixed, 2 * fixed),
+            None => (share.clamp(*range.start(), *range.end()), share.max(LEAST_IMAGES)),
+            Some(fixed) => (fixed, 2 * fixed),
         };
         // Relaxed: hints.
         self.redo_budget.store(redo, Ordering::Relaxed);
