@@ -96,10 +96,10 @@ fn overwritten_and_removed_records_give_their_space_back() {
     }
     db.flush().expect("healthy");
     assert_eq!(db.len(), 0);
-    rests_at(&scratch.0, 16 * MB, "removed");
+    rests_at(&scratch.0, MIB, "removed");
     println!("{:?}", counters(&db));
     drop(db);
-    assert!(disk_usage(&scratch.0) <= 16 * MB, "closing does not make it grow again");
+    assert!(disk_usage(&scratch.0) <= MIB, "closing does not make it grow again");
     let db = Config::new().path(&scratch.0).open().expect("a healthy disk");
     assert!(db.is_empty());
 }

@@ -628,12 +628,16 @@ impl Log {
         self.superblock.lock().clone()
     }
 
-    /// Frees segments whose readers are gone for reuse, and gives back to the medium what is free.
+    /// Gives back to the medium what is free, but for what is reused soon; if `all`, that, too.
     ///
     /// # Errors
     /// What cutting the file or punching holes failed with.
     pub fn give_back(&self, all: bool) -> Result<()> {
-        self.segments.give_back(&*self.storage, if all { 0 } else { RECYCLED })
+        self.segments.give_back(&*self.storage, if all { 0 } else { RECYCLED })?;
+        match self.writer().as_ref() {
+            Some(writer) if all => self.segments.give_back_ahead(&*self.storage, writer.next()),
+            _ => Ok(()),
+        }
     }
 
     /// Notes that segments were freed.

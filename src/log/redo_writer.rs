@@ -90,6 +90,11 @@ impl RedoWriter {
         RedoPosition { lsn: self.lsn, segment: self.open.0, offset, nonce: self.open.1 }
     }
 
+    /// The segment after the open one, which has nothing in it.
+    pub fn next(&self) -> u32 {
+        self.next.0
+    }
+
     /// LSN of the next block.
     pub fn lsn(&self) -> Lsn {
         self.lsn

@@ -418,6 +418,23 @@ impl Segments {
         Ok(())
     }
 
+    /// Gives the blocks of a redo segment back that nothing was written to since it was taken: what is left in it is of no
+    /// use to anybody.
+    ///
+    /// # Errors
+    /// What punching a hole failed with.
+    pub fn give_back_ahead(&self, storage: &dyn Storage, number: u32) -> Result<()> {
+        let mut inner = self.inner();
+        let state = &mut inner.states[number as usize];
+        if matches!(state, State::Redo { written: true }) {
+            fail::check("zero garbage segment SA")?;
+            if storage.punch_hole(self.offset(number), u64::from(self.size))? {
+                *state = State::Redo { written: false };
+            }
+        }
+        Ok(())
+    }
+
     /// Sealed runs of one segment, the sparsest first, in which less than `below` of the used bytes is live.
     pub fn sparse(&self, below: f64) -> Vec<(u32, Page)> {
         let inner = self.inner();
