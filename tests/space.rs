@@ -25,7 +25,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-const MB: u64 = 1_000_000;
 const MIB: u64 = 1 << 20;
 const CHILD: &str = "SLED_SPACE_CHILD";
 

@@ -82,17 +82,24 @@ pub(super) struct Group {
 /// # Errors
 /// As for [`Config::open`].
 pub(super) fn open(config: &Config) -> Result<Db> {
-    let tuning = Tuning { segment: config.segment_size, ..Tuning::default() };
+    open_tuned(config, &Tuning { segment: config.segment_size, ..Tuning::default() })
+}
+
+/// As [`open`], with what users do not set.
+///
+/// # Errors
+/// As there.
+pub(super) fn open_tuned(config: &Config, tuning: &Tuning) -> Result<Db> {
     #[cfg(unix)]
     {
         let path = config.get_path();
         if config.read_only {
-            return open_on(look_at(&path)?, config, &tuning);
+            return open_on(look_at(&path)?, config, tuning);
         }
         refuse_legacy(&path)?;
         let initial = initial_contents(tuning.segment, config.use_compression);
         let disk = crate::storage::disk::DiskStorage::open(&path, config.create_new, &initial)?;
-        open_on(Arc::new(disk), config, &tuning)
+        open_on(Arc::new(disk), config, tuning)
     }
     #[cfg(not(unix))]
     {
@@ -100,7 +107,7 @@ pub(super) fn open(config: &Config) -> Result<Db> {
             let text = "only temporary databases, which live in memory, are possible on this platform";
             return Err(Error::Unsupported(text.into()));
         }
-        open_on(Arc::new(crate::storage::sim::SimStorage::new()), config, &tuning)
+        open_on(Arc::new(crate::storage::sim::SimStorage::new()), config, tuning)
     }
 }
 

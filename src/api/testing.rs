@@ -104,6 +104,15 @@ pub fn open_on(storage: impl Storage, config: &Config, tuning: Tuning) -> Result
     engine::open_on(Arc::new(storage), config, &tuning)
 }
 
+/// Opens the database that a configuration names, with these settings.
+///
+/// # Errors
+/// As for [`Config::open`].
+pub fn open_tuned(config: &Config, tuning: &Tuning) -> Result<Db> {
+    config.validate()?;
+    engine::open_tuned(config, tuning)
+}
+
 /// What happened since the database was opened.
 pub fn counters(db: &Db) -> Counters {
     // Relaxed: statistics.
