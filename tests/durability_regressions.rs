@@ -6,11 +6,12 @@
 
 mod common_durability;
 
-use common_durability::{Hooked, Random, Watchdog, bytes_of, open_tiny, tiny, tiny_config};
+use common_durability::{Hooked, Random, Request, Watchdog, bytes_of, open_tiny, tiny, tiny_config, within};
 use sled::testing::{
     CrashMode, OpClass, SimStorage, Storage, Tuning, check_invariants, checkpoint, counters, maintain,
     open_on, space,
 };
+use sled::transaction::{ConflictableTransactionResult, TransactionalTree};
 use sled::{Config, Db, Error, IVec};
 use std::collections::BTreeMap;
 use std::io;
@@ -552,4 +553,95 @@ fn a_checkpoint_that_keeps_the_log_loses_nothing() {
         check(&open_on(crashed, &config(), tuning()).unwrap(), "after a power cut");
     }
     assert!(kept > 20, "{kept} checkpoints kept the log");
+}
+
+/// A transaction replaces a big value that the cleaner is moving, so that its segment counts as emptied. The leaf, whose
+/// image has the old reference, becomes an overlay, and while the checkpoint folds that, somebody reads it, and so gives it
+/// its image back. The old value must have died before its segment is used again, or it dies in place of a new one.
+#[test]
+fn an_overlay_that_is_read_while_a_checkpoint_folds_it_is_folded() {
+    const TREES: u32 = 60;
+    let _alone = alone();
+    let medium = Hooked::default();
+    let tuning = Tuning { redo_budget: 1 << 40, leaf_bytes: 2048, ..tiny(4096) };
+    let db = Arc::new(open_on(medium.clone(), &tiny_config(), tuning).unwrap());
+    let value = |i: u32| bytes_of(u64::from(i), 1800);
+    let name = |i: u32| format!("tree {i}");
+    for i in 0..TREES {
+        // One leaf, large enough to become an overlay; and another big value in the segment of its own, to be removed.
+        let tree = db.open_tree(name(i)).unwrap();
+        (0..6).for_each(|n| drop(tree.insert([n], bytes_of(1, 200)).unwrap()));
+        tree.insert("big", value(i)).unwrap();
+        db.insert(i.to_be_bytes(), value(i)).unwrap();
+    }
+    checkpoint(&db).unwrap();
+    let filler = db.open_tree("filler").unwrap();
+    (0..200_u32).for_each(|n| drop(filler.insert(n.to_be_bytes(), bytes_of(1, 400)).unwrap()));
+    (0..TREES).for_each(|i| drop(db.remove(i.to_be_bytes()).unwrap()));
+
+    let is_image = |bytes: &[u8], kind| bytes.starts_with(b"IMG1") && bytes[8] == kind;
+    let replaced = Arc::new(Mutex::new(None));
+    let (other, of) = (Arc::clone(&db), Arc::clone(&replaced));
+    let replace = move |bytes: &[u8]| {
+        // Behind the header, the length of the key, and the key.
+        let moved =
+            (0..TREES).find(|i| bytes[64 + 4 + 3..].starts_with(&value(*i))).expect("of one of the trees");
+        let tree = other.open_tree(name(moved)).unwrap();
+        let new = |tree: &TransactionalTree| {
+            tree.insert("big", "the new value")?;
+            ConflictableTransactionResult::<(), ()>::Ok(())
+        };
+        let read = |i: u32| drop(other.open_tree(name(i)).unwrap().get([0]).unwrap());
+        // All that has changes is written, so that what becomes an overlay is this leaf.
+        (0..3).for_each(|_| filler.iter().for_each(|pair| drop(pair.unwrap())));
+        tree.transaction(new).unwrap();
+        let before = counters(&other);
+        let mut others = (0..10).flat_map(|_| 0..TREES).filter(|i| *i != moved);
+        while counters(&other).shrunk == before.shrunk {
+            read(others.next().expect("the leaf makes room for others"));
+        }
+        assert_eq!(counters(&other).page_outs, before.page_outs, "nothing else has changes");
+        *of.lock().unwrap() = Some(tree);
+    };
+    let (other, of) = (Arc::clone(&db), Arc::clone(&replaced));
+    let read = move || {
+        let before = counters(&other).overlay_faults;
+        let tree = of.lock().unwrap().clone().expect("replaced before the checkpoint");
+        // It may have to wait for the checkpoint when it has read.
+        let reader = std::thread::spawn(move || tree.get([3]).unwrap());
+        assert!(within(Duration::from_secs(5), || counters(&other).overlay_faults > before));
+        reader
+    };
+    let (stage, readers) = (AtomicUsize::new(0), Arc::new(Mutex::new(Vec::new())));
+    let reader = Arc::clone(&readers);
+    medium.before(move |Request { bytes, .. }| {
+        let next = |from| stage.compare_exchange(from, from + 1, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+        let folded = || bytes.windows(13).any(|part| part == b"the new value");
+        if is_image(bytes, 2) && next(0) {
+            replace(bytes);
+            assert!(next(1));
+        } else if is_image(bytes, 1) && folded() && next(2) {
+            reader.lock().unwrap().push(read());
+        }
+    });
+    checkpoint(&db).unwrap();
+    medium.unhook();
+    let reader = readers.lock().unwrap().pop().expect("the checkpoint folds the leaf");
+    assert!(reader.join().expect("reads").is_some());
+
+    // Uses again what was freed.
+    let bigs = db.open_tree("bigs").unwrap();
+    let value = |n: u32| bytes_of(1000 + u64::from(n), 1800);
+    (0..2 * TREES).for_each(|n| drop(bigs.insert(n.to_be_bytes(), value(n)).unwrap()));
+    let tree = replaced.lock().unwrap().take().expect("the cleaner moves a big value");
+    let live = space(&db).0;
+    (0..20).for_each(|n| drop(tree.insert([5], [n]).unwrap()));
+    assert_eq!(space(&db).0, live, "nothing died by folding the leaf");
+    assert_eq!(tree.get("big").unwrap().unwrap(), "the new value");
+    (0..2 * TREES).step_by(2).for_each(|n| drop(bigs.remove(n.to_be_bytes()).unwrap()));
+    checkpoint(&db).unwrap();
+    (0..2 * TREES).for_each(|n| drop(tree.insert(n.to_be_bytes(), value(9)).unwrap()));
+    for n in (1..2 * TREES).step_by(2) {
+        assert!(bigs.get(n.to_be_bytes()).unwrap().unwrap() == value(n), "big value {n}");
+    }
 }

@@ -21,8 +21,8 @@ use crossbeam_epoch::Guard;
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// Changes that an overlay keeps as they are when it gets its image back: if it is dropped again, they need not be
-/// written for that.
+/// Changes that an overlay keeps as they are when it gets its image back, unless they replace big values: if it is dropped
+/// again, they need not be written for that.
 const KEPT: usize = SLOTS * 3 / 4;
 
 /// How an overlay is folded.
@@ -84,11 +84,15 @@ impl Forest {
             let below = self.cache.read_below(at.frame);
             image = below.map_err(|error| error.concerns(&tree.name, leaf.low(), leaf.high()))?;
             add(&self.cache.counters.overlay_faults);
-            if leaf.len() == 0 && used <= KEPT {
+            let below = Leaf::new(&image);
+            // The cleaner relies on it that a fold counts the death of a big value: a checkpoint that finds the frame
+            // replaced takes what was below its redo LSN for folded, and frees the segment.
+            let kills = || tree.is_big() && !gather(at.frame, used, Some(below)).dropped.is_empty();
+            if leaf.len() == 0 && used <= KEPT && !kills() {
                 self.complete(at, used, &image, guard);
                 return Ok(());
             }
-            Some(Leaf::new(&image))
+            Some(below)
         } else {
             None
         };
