@@ -33,13 +33,7 @@ impl Forest {
         loop {
             let guard = crossbeam_epoch::pin();
             tree.check()?;
-            let at = self.leaf(tree, &low, &guard)?;
-            let at = if at.frame.overlay() {
-                self.consolidate(tree, at, super::consolidate::Fold::Whole, &guard)?;
-                self.leaf(tree, &low, &guard)?
-            } else {
-                at
-            };
+            let at = self.whole_leaf(tree, &guard, |guard| self.leaf(tree, &low, guard))?;
             if at.leaf().low() != low {
                 return wrong(format!("T1: a leaf starts at {:?}, not at {low:?}", at.leaf().low()));
             }
