@@ -119,7 +119,9 @@ impl Forest {
         if moved? {
             self.cache.note_moved();
         }
-        Ok(())
+        // What replaced it, this or a write that came before, may not be folded yet, as an overlay keeps its changes when it
+        // gets its image back.
+        self.refers_when_folded(tree, key, image).map(drop)
     }
 
     /// Recovery: counts the live bytes of the runs in which replay saw big values die. An image may hold what
