@@ -123,10 +123,9 @@ impl PageStream {
             return Ok(Place { offset: self.segments.offset(number) + HEADER as u64, nonce });
         }
         let mut slot = self.open[stream as usize].lock();
-        if let Some(full) = slot.filter(|open| open.offset + bytes > size) {
+        let full = slot.filter(|open| open.offset + bytes > size);
+        if let Some(full) = full {
             self.segments.seal(full.number);
-            // Others may still be filling it; a sync writes what is missing then.
-            self.storage.start_writing(self.segments.offset(full.number), size as u64);
             *slot = None;
         }
         let mut open = match *slot {
@@ -140,6 +139,11 @@ impl PageStream {
         open.offset += bytes;
         *slot = Some(open);
         self.segments.add(open.number, bytes as u64, stream == Stream::Big);
+        drop(slot);
+        if let Some(full) = full {
+            // Others may still be filling it; a sync writes what is missing then.
+            self.storage.start_writing(self.segments.offset(full.number), size as u64);
+        }
         Ok(Place { offset, nonce: open.nonce })
     }
 

@@ -109,19 +109,19 @@ impl<P: Page> PageCache<P> {
     }
 
     /// Makes sure that the leaf in `frame` has an image with every change before the redo LSN, and returns
-    /// its address. Under the maintenance lock.
+    /// its address. Under the maintenance lock. `visible`: what [`Self::visible`] said before the frame was looked for.
     ///
     /// # Errors
     /// What writing or reading failed with.
     pub fn settle(
         &self,
         builder: &mut CheckpointBuilder,
-        pid: u32,
-        frame: FrameRef<'_>,
+        (pid, frame): (u32, FrameRef<'_>),
+        visible: Lsn,
         guard: &Guard,
     ) -> Result<ImageAddr> {
         // What the fence waited for is visible.
-        let all_before = self.visible().max(builder.redo_lsn());
+        let all_before = visible.max(builder.redo_lsn());
         let (used, _) = frame.used();
         if frame.first_change(used) >= builder.redo_lsn() {
             return Ok(frame.disk());

@@ -429,7 +429,7 @@ impl<P: Page> PageCache<P> {
     }
 
     /// Changes before this are visible in frames.
-    fn visible(&self) -> Lsn {
+    pub fn visible(&self) -> Lsn {
         self.log.visible()
     }
 

@@ -150,12 +150,13 @@ impl Forest {
                 return Ok(None);
             }
         }
+        let visible = self.cache.visible();
         let at = self.leaf(tree, low, guard)?;
         let leaf = at.leaf();
         debug_assert_eq!(leaf.low(), low, "T1: the listed leaves have no gaps");
         let within = high.is_none_or(|high| leaf.high().is_some_and(|end| end <= high));
         debug_assert!(within, "T1: leaf {} of tree {} ends behind the next separator", at.pid, tree.id);
-        let image = match self.cache.settle(builder, at.pid, at.frame, guard) {
+        let image = match self.cache.settle(builder, (at.pid, at.frame), visible, guard) {
             Err(_) if self.log_again(tree, at, guard)? => at.frame.disk(),
             settled => settled?,
         };
