@@ -56,8 +56,8 @@ const QUICK: Duration = Duration::from_micros(8);
 /// After gathering in vain at most so many leaders do not.
 const MAX_SKIPS: u32 = 63;
 
-/// Who syncs for whom.
-#[derive(Debug)]
+/// Who syncs for whom; at first nobody leads.
+#[derive(Debug, Default)]
 pub struct GroupCommit {
     state: Mutex<State>,
 }
@@ -138,18 +138,7 @@ fn now() -> Option<Instant> {
     (!cfg!(any(loom, target_family = "wasm"))).then(Instant::now)
 }
 
-impl Default for GroupCommit {
-    fn default() -> GroupCommit {
-        GroupCommit::new()
-    }
-}
-
 impl GroupCommit {
-    /// Nobody leads.
-    pub fn new() -> GroupCommit {
-        GroupCommit { state: Mutex::new(State::default()) }
-    }
-
     /// Returns when everything below `goal` is durable, by this thread's `sync` or another's; with `None` always by this
     /// thread's, at once or as soon as those have led who came before. Returns the stable LSN.
     ///

@@ -220,7 +220,7 @@ impl Log {
             stability: Stability::new(superblock.stable),
             ring: OnceLock::new(),
             writer: Mutex::new(None),
-            commits: GroupCommit::new(),
+            commits: GroupCommit::default(),
             sync_call: Mutex::new(()),
             wake: OnceLock::new(),
             redo_lsn: AtomicU64::new(superblock.redo.lsn.0),
@@ -634,10 +634,10 @@ impl Log {
     /// What cutting the file or punching holes failed with.
     pub fn give_back(&self, all: bool) -> Result<()> {
         self.segments.give_back(&*self.storage, if all { 0 } else { RECYCLED })?;
-        match self.writer().as_ref() {
-            Some(writer) if all => self.segments.give_back_ahead(&*self.storage, writer.next()),
-            _ => Ok(()),
+        if all && let Some(writer) = self.writer().as_ref() {
+            self.segments.give_back_ahead(&*self.storage, writer.next())?;
         }
+        Ok(())
     }
 
     /// Notes that segments were freed.

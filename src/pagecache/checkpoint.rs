@@ -140,14 +140,12 @@ impl<P: Page> PageCache<P> {
             None
         } else {
             let new = NewFrame {
-                kind: frame.kind(),
                 overlay: false,
-                tree: frame.tree(),
                 base: &folded.image,
                 disk: image,
                 first_lsn: Lsn::MAX,
                 newest: folded.newest,
-                right: frame.right(),
+                ..frame.outline()
             };
             Some(FrameRef::create_with(self.arena(), new, frame, moved))
         };

@@ -19,7 +19,7 @@
 //!
 //! The clock: F. Corbato, "A Paging Experiment with the Multics System", 1968.
 
-use super::frame::{FrameKind, FrameRef, NewFrame};
+use super::frame::{FrameKind, FrameRef};
 use super::mapping_table::{PageState, Word};
 use super::{Folded, Maintenance, Page, PageCache, count};
 use crate::base::Lsn;
@@ -169,6 +169,8 @@ impl<P: Page> PageCache<P> {
     ) -> Result<u64> {
         let hand = &mut *lock.hand;
         let guard = crossbeam_epoch::pin();
+        // What is added meanwhile is not the oldest, and asking takes a lock.
+        let end = self.table().high_water();
         let mut all_before = self.visible();
         let mut victims: Vec<Victim<'_>> = Vec::new();
         let mut pending = 0;
@@ -176,7 +178,7 @@ impl<P: Page> PageCache<P> {
         let mut looked_at = 0;
         while looked_at < STRIDE as u64 && self.arena().in_use().saturating_sub(pending) > goal {
             looked_at += 1;
-            let pid = hand.step(self.table().high_water());
+            let pid = hand.step(end);
             if self.table().try_get(pid).is_none() {
                 continue;
             }
@@ -192,8 +194,7 @@ impl<P: Page> PageCache<P> {
             if frame.right() != 0 && !link(frame.tree(), frame, &guard) {
                 continue;
             }
-            if overlay == 0
-                && hand.overlays < overlays
+            if hand.overlays < overlays
                 && let Some(bytes) = self.shrink(pid, frame, &guard)
             {
                 hand.add(bytes);
@@ -234,23 +235,13 @@ impl<P: Page> PageCache<P> {
             return None;
         }
         let used = frame.freeze();
-        let new = NewFrame {
-            kind: FrameKind::Leaf,
-            overlay: true,
-            tree: frame.tree(),
-            base: &P::bare(frame),
-            disk: frame.disk(),
-            first_lsn: Lsn::MAX,
-            newest: frame.newest(),
-            right: frame.right(),
-        };
-        let new = FrameRef::create_with(self.arena(), new, frame, 0..used);
-        let bytes = new.bytes() as u64;
-        if !self.replace(pid, frame, new, guard) {
+        let bare = P::bare(frame);
+        let bytes = frame.bytes() - frame.base().len() + bare.len();
+        if !self.rebase((pid, frame), used, (&bare, true), guard) {
             return None;
         }
         count(&self.counters.shrunk);
-        Some(bytes)
+        Some(bytes as u64)
     }
 
     /// Drops a frame whose image is current, or freezes and folds it.

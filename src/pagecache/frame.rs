@@ -580,19 +580,23 @@ impl<'g> FrameRef<'g> {
         debug_assert!(matches!(published, Published::Installed), "the frame is ours alone");
     }
 
-    /// Allocates a frame with the same content and first `used` deltas, whose image is at `disk`.
-    pub fn copy<'n>(self, arena: &Arena, used: usize, disk: ImageAddr) -> FrameRef<'n> {
-        let new = NewFrame {
+    /// What one like it is made of, but for its deltas.
+    pub fn outline(self) -> NewFrame<'g> {
+        NewFrame {
             kind: self.kind(),
             overlay: self.overlay(),
             tree: self.tree(),
             base: self.base(),
-            disk,
+            disk: self.disk(),
             first_lsn: self.first_lsn(),
             newest: self.newest(),
             right: self.right(),
-        };
-        FrameRef::create_with(arena, new, self, 0..used)
+        }
+    }
+
+    /// Allocates a frame with the same content and first `used` deltas, whose image is at `disk`.
+    pub fn copy<'n>(self, arena: &Arena, used: usize, disk: ImageAddr) -> FrameRef<'n> {
+        FrameRef::create_with(arena, NewFrame { disk, ..self.outline() }, self, 0..used)
     }
 
     /// The frame at an address that was read from a mapping word.

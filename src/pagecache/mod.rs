@@ -337,6 +337,19 @@ impl<P: Page> PageCache<P> {
         self.shared.replace(pid, old, new, guard)
     }
 
+    /// Replaces a leaf's frame, which is frozen with `used` deltas, by one with the same deltas on another base: the image at
+    /// `disk`, or, for an overlay, what there is instead. `false`: somebody else replaced it.
+    pub fn rebase(
+        &self,
+        (pid, frame): (u32, FrameRef<'_>),
+        used: usize,
+        (base, overlay): (&[u8], bool),
+        guard: &Guard,
+    ) -> bool {
+        let new = NewFrame { overlay, base, ..frame.outline() };
+        self.replace(pid, frame, FrameRef::create_with(self.arena(), new, frame, 0..used), guard)
+    }
+
     /// Frees a frame that has left the mapping table once nobody can see it any more.
     pub fn retire(&self, frame: FrameRef<'_>, guard: &Guard) {
         self.shared.retire(frame, guard);

@@ -89,7 +89,8 @@ impl Forest {
             // replaced takes what was below its redo LSN for folded, and frees the segment.
             let kills = || tree.is_big() && !gather(at.frame, used, Some(below)).dropped.is_empty();
             if leaf.len() == 0 && used <= KEPT && !kills() {
-                self.complete(at, used, &image, guard);
+                // If somebody was faster, the page is another now.
+                let _ = self.cache.rebase((at.pid, at.frame), used, (&image, false), guard);
                 return Ok(());
             }
             Some(below)
@@ -117,9 +118,8 @@ impl Forest {
             };
             let new = FrameRef::create_with(self.cache.arena(), new, at.frame, carried.iter().copied());
             let replaced = self.cache.replace(at.pid, at.frame, new, guard);
-            let alone = leaf.low().is_empty() && leaf.high().is_none();
-            if replaced && !blind && total < self.options.leaf / 4 && !alone {
-                self.note_sparse(tree, leaf.low());
+            if replaced && !blind {
+                self.note_if_sparse(tree, leaf, total);
             }
             replaced
         } else {
@@ -137,23 +137,6 @@ impl Forest {
             self.cache.kill_all(&gathered.dropped);
         }
         Ok(())
-    }
-
-    /// Gives an overlay that has its changes in its slots its image back.
-    fn complete(&self, at: At<'_>, used: usize, image: &[u8], guard: &Guard) {
-        let new = NewFrame {
-            kind: FrameKind::Leaf,
-            overlay: false,
-            tree: at.frame.tree(),
-            base: image,
-            disk: at.frame.disk(),
-            first_lsn: at.frame.first_lsn(),
-            newest: at.frame.newest(),
-            right: at.frame.right(),
-        };
-        let new = FrameRef::create_with(self.cache.arena(), new, at.frame, 0..used);
-        // If somebody was faster, the page is another now.
-        let _ = self.cache.replace(at.pid, at.frame, new, guard);
     }
 
     /// Logs the changes of an overlay, whose image cannot be read, once more, so that a checkpoint can do without an image

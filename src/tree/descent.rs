@@ -311,7 +311,7 @@ impl Forest {
                     at = into;
                     continue;
                 }
-                PageState::Disk(_) => return Ok(leaf.low().is_empty() && leaf.high().is_none()),
+                PageState::Disk(_) => return Ok(leaf.is_only()),
                 PageState::Free => {
                     tree.check()?;
                     return Ok(true);
@@ -348,7 +348,7 @@ impl Forest {
     ) -> Result<bool> {
         let leaf = Leaf::new(image);
         let Some((at, _)) = self.inner_at(tree, 1, low, guard)? else {
-            return Ok(pid == tree.root && leaf.low().is_empty() && leaf.high().is_none());
+            return Ok(pid == tree.root && leaf.is_only());
         };
         let node = Inner::new(at.frame.base());
         let i = node.find(low);

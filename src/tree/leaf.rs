@@ -238,6 +238,11 @@ impl<'a> Leaf<'a> {
         (self.field(12) != NO_HIGH).then(|| &self.bytes[self.bytes.len() - self.high_len()..])
     }
 
+    /// Whether it has all keys: its tree has no other leaf.
+    pub fn is_only(self) -> bool {
+        self.low().is_empty() && self.high().is_none()
+    }
+
     /// Bytes of the records, header and fences not counted: what decides about splits and merges.
     pub fn payload(self) -> usize {
         self.fences_at() - HEADER

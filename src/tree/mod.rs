@@ -323,10 +323,14 @@ impl Forest {
         guard.flush();
     }
 
-    fn note_sparse(&self, tree: &BwTree, low: &[u8]) {
+    /// Remembers a leaf for merging if it has few bytes of records, and a neighbour.
+    fn note_if_sparse(&self, tree: &BwTree, leaf: leaf::Leaf<'_>, bytes: usize) {
+        if bytes >= self.options.leaf / 4 || leaf.is_only() {
+            return;
+        }
         let mut sparse = self.sparse.lock();
         if sparse.len() < SPARSE {
-            sparse.insert((tree.id, low.to_vec()));
+            sparse.insert((tree.id, leaf.low().to_vec()));
             // Relaxed: a hint.
             self.sparse_count.store(sparse.len(), Ordering::Relaxed);
         }
@@ -437,13 +441,18 @@ impl Forest {
         self.appended_then.store(self.log().segments().appended(), Ordering::Relaxed);
     }
 
+    /// Whether a checkpoint is due because of the redo bytes since the last.
+    fn tail_is_long(&self) -> bool {
+        // Relaxed: a hint.
+        self.log().redo_tail() >= self.redo_budget.load(Ordering::Relaxed)
+    }
+
     /// Whether a checkpoint is due.
     fn checkpoint_due(&self) -> bool {
         // Relaxed: hints.
         let images =
             self.log().segments().appended().saturating_sub(self.appended_then.load(Ordering::Relaxed));
-        self.log().redo_tail() >= self.redo_budget.load(Ordering::Relaxed)
-            || images >= self.image_budget.load(Ordering::Relaxed)
+        self.tail_is_long() || images >= self.image_budget.load(Ordering::Relaxed)
     }
 
     /// Called by foreground operations now and then: has maintenance done when it is due, and waits while
@@ -514,10 +523,8 @@ impl Forest {
         if self.checkpoint_due()
             && let Some(alone) = self.checkpointing.try_lock()
         {
-            // Relaxed: a hint.
-            let keep_tail = self.log().redo_tail() < self.redo_budget.load(Ordering::Relaxed);
-            let tidied = self.tidy_alone(keep_tail, self.options.amplification.0, &alone);
-            result = result.and(tidied);
+            let keep_tail = !self.tail_is_long();
+            result = result.and(self.tidy_alone(keep_tail, self.options.amplification.0, &alone));
         }
         result
     }

@@ -161,10 +161,9 @@ impl Forest {
             settled => settled?,
         };
         self.cache.add_leaf(builder, low, image)?;
-        let alone = leaf.low().is_empty() && leaf.high().is_none();
         // How large an overlay's image is nobody knows without it.
-        if !at.frame.overlay() && leaf.payload() < self.options.leaf / 4 && !alone {
-            self.note_sparse(tree, low);
+        if !at.frame.overlay() {
+            self.note_if_sparse(tree, leaf, leaf.payload());
         }
         Ok(leaf.high().map(<[u8]>::to_vec))
     }

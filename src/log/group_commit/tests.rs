@@ -145,7 +145,7 @@ fn sync(stability: &Stability) -> Result<Lsn> {
 
 #[test]
 fn a_leader_that_panics_leaves_the_lead_to_one_who_waits() {
-    let (group, stability, syncs) = (GroupCommit::new(), Stability::new(Lsn(0)), AtomicU64::new(0));
+    let (group, stability, syncs) = (GroupCommit::default(), Stability::new(Lsn(0)), AtomicU64::new(0));
     let panics = || {
         until_waiting(&group, usize::from(THREADS) - 1);
         // Without a message.
@@ -174,7 +174,7 @@ fn a_leader_that_panics_leaves_the_lead_to_one_who_waits() {
 
 #[test]
 fn nobody_serves_a_checkpoint_and_it_does_not_keep_others_from_being_served() {
-    let (group, stability, syncs) = (GroupCommit::new(), Stability::new(Lsn(0)), AtomicU64::new(0));
+    let (group, stability, syncs) = (GroupCommit::default(), Stability::new(Lsn(0)), AtomicU64::new(0));
     let waits_and_works = || {
         until_waiting(&group, 3);
         sync(&stability)
@@ -206,7 +206,7 @@ fn nobody_serves_a_checkpoint_and_it_does_not_keep_others_from_being_served() {
 /// Whoever is alone is not to wait again and again for a crowd that does not come.
 #[test]
 fn gathering_in_vain_becomes_rare() {
-    let (group, stability) = (GroupCommit::new(), Stability::new(Lsn(0)));
+    let (group, stability) = (GroupCommit::default(), Stability::new(Lsn(0)));
     let mut skipped = Vec::new();
     for lsn in 1.. {
         {
