@@ -96,7 +96,7 @@ fn at_random(seed: u64) -> Tuning {
     let random = |what: u64, n: u64| scatter(seed << 8 | what) % n;
     Tuning {
         leaf_bytes: 2048 << random(1, 4),
-        fanout: 32 << random(2, 4),
+        fanout: 64 << random(2, 5),
         redo_buffer: (64 << 10) << random(3, 5),
         segment: (128 << 10) << random(4, 5),
         redo_budget: (16 << 20) << random(5, 5),

@@ -527,7 +527,7 @@ fn a_checkpoint_that_keeps_the_log_loses_nothing() {
         let db = open_on(medium.clone(), &config(), tuning()).unwrap();
         let mut random = Random(seed);
         let mut expected = BTreeMap::new();
-        for round in 0..12_000_u64 {
+        for round in 0..20_000_u64 {
             let (key, value) = (random.below(2_000).to_be_bytes(), bytes_of(round, 40));
             let (before, tail) = (counters(&db).checkpoints, space(&db).2);
             if random.below(8) == 0 {

@@ -308,9 +308,9 @@ fn field(file: &str, name: &str) -> u64 {
     line.rsplit([' ', '\t']).next().expect("a field").parse().expect("a number")
 }
 
-/// Processor time of this process in ticks of 10 ms.
-fn ticks() -> u64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").expect("there is /proc");
+/// Processor time of a thread of this process in ticks of 10 ms.
+fn ticks(task: &str) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/self/task/{task}/stat")).expect("there is /proc");
     let fields = stat.rsplit_once(')').expect("the name ends").1.split(' ').skip(12).take(2);
     fields.map(|field| field.parse::<u64>().expect("a number")).sum()
 }
@@ -339,7 +339,7 @@ fn measure_idle(directory: &Path) {
         (
             field("/proc/self/io", "write_bytes:"),
             field("/proc/self/io", "syscw:"),
-            ticks(),
+            ours.iter().map(|task| ticks(task)).sum::<u64>(),
             switches.sum::<u64>(),
         )
     };

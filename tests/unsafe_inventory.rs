@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 type Entry = (&'static str, [usize; 3], &'static str, &'static str);
 
 #[rustfmt::skip]
-const INVENTORY: [Entry; 16] = [
+const INVENTORY: [Entry; 17] = [
     ("api/merge_operator.rs", [0, 0, 2], "Send and Sync for operators, whose trait has no such bound in 0.34",
      "they are called, replaced and dropped under one re-entrant mutex, and their `Rc` never leaves it"),
     ("base/allocations.rs", [2, 2, 1], "a global allocator that counts, behind a feature",
@@ -32,7 +32,7 @@ const INVENTORY: [Entry; 16] = [
      "P1 to P4: bytes are written before the CAS that publishes their address, and freed an epoch after they left"),
     ("pagecache/mapping_table.rs", [1, 0, 0], "a word of the table as a reference to a frame",
      "P5: the frame is freed only after the word changed and every guard that could have read it has ended"),
-    ("pagecache/memory.rs", [12, 2, 1], "mappings of the system, or blocks of the global allocator, as pieces of memory",
+    ("pagecache/memory.rs", [14, 2, 1], "mappings of the system, or blocks of the global allocator, as pieces of memory",
      "a piece is its owner's alone; a range goes back only when its owner says that nobody uses it"),
     ("pagecache/models.rs", [1, 0, 0], "a frame that outlives the threads of a model, in tests only",
      "it is never freed"),
@@ -42,6 +42,8 @@ const INVENTORY: [Entry; 16] = [
      "B1, B2: a run is released when none of its blocks is in use; long blocks go back with the layout they came with"),
     ("pagecache/spans/tests.rs", [2, 0, 1], "blocks that are written to and freed, in tests only",
      "a block has one owner, which frees it once"),
+    ("storage/second_copy.rs", [2, 0, 0], "`cachestat` and `preadv2`, which the standard library does not offer",
+     "the structures have the layout of the kernel's, and the memory that is filled is borrowed for it"),
     ("storage/disk.rs", [3, 0, 0], "`fallocate`, `posix_fadvise` and `sync_file_range`, which the standard library does not offer",
      "system calls that get numbers only, on a descriptor that is open"),
     ("tree/leaf.rs", [2, 0, 0], "sixteen fingerprints compared at once",

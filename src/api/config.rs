@@ -334,9 +334,9 @@ impl Config {
     ///
     /// It says how dense the cleaner keeps the pages in the file. While it is written to, pages are moved together when there
     /// are more than 1.3 bytes for each live one, and two segments, with [`Mode::LowSpace`], 2 with [`Mode::HighThroughput`],
-    /// which writes less for that. When nothing has been written for a moment, that is done down to 1.15 and 1.2.
+    /// which writes less for that. When nothing has been written for a moment, that is done down to 1.15.
     ///
-    /// And it says how long the log of changes may get before the pages are written: half of their bytes, 32 MiB at least and
+    /// And it says how long the log of changes may get before the pages are written: half of their bytes, 64 MiB at least and
     /// 256 MiB at most, with [`Mode::LowSpace`]; as many as they have, 64 to 512 MiB, with [`Mode::HighThroughput`]. After a
     /// crash it is replayed, about a second for a million changes.
     ///

@@ -172,8 +172,8 @@ pub(super) fn open_on(storage: Medium, config: &Config, tuning: &Tuning) -> Resu
         )));
     }
     let (amplification, share, redo_range) = match config.mode {
-        super::config::Mode::LowSpace => ((1.3, 1.15), 50, 32 << 20..=256 << 20),
-        super::config::Mode::HighThroughput => ((2.0, 1.2), 100, 64 << 20..=512 << 20),
+        super::config::Mode::LowSpace => ((1.3, 1.15), 50, 64 << 20..=256 << 20),
+        super::config::Mode::HighThroughput => ((2.0, 1.15), 100, 64 << 20..=512 << 20),
     };
     let redo_budget = match tuning.redo_budget {
         // Nothing is won by a checkpoint in memory.

@@ -54,11 +54,9 @@ impl End {
             self.yielded = Some(IVec::joined(front, back));
         }
         self.copied.clear();
-        // What the first step was to copy and the leaf did not have, then as much as there was so far.
-        let most = match FIRST_STEP.saturating_sub(self.total) {
-            0 => self.total.min(LONGEST_STEP),
-            missing => missing.max(LEAST_STEP),
-        };
+        // What the first step was to copy and the leaf did not have, or as much as there was so far.
+        let missing = FIRST_STEP.saturating_sub(self.total);
+        let most = missing.max(self.total).clamp(LEAST_STEP, LONGEST_STEP);
         let wanted = Wanted { bound, backwards, most };
         let forest = tree.engine().forest();
         let ended = forest.copy(tree.bw(), &mut self.next, wanted, &mut self.copied);

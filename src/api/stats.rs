@@ -103,7 +103,8 @@ impl Db {
         let faults = get(&cache.faults) + get(&cache.overlay_faults);
         let checkpointed = *cache.checkpointed.lock();
         Stats {
-            cache_hits: cache.visits.sum().saturating_sub(faults),
+            // Who comes to an overlay that lacks what he needs comes again.
+            cache_hits: cache.visits.sum().saturating_sub(faults + get(&cache.overlay_faults)),
             faults,
             evictions: get(&cache.evictions),
             page_outs: get(&cache.page_outs),

@@ -41,7 +41,7 @@ impl Default for Tuning {
     fn default() -> Tuning {
         Tuning {
             leaf_bytes: 8192,
-            fanout: 128,
+            fanout: 512,
             redo_buffer: 256 << 10,
             segment: 512 << 10,
             redo_budget: 0,
@@ -75,8 +75,14 @@ pub struct Counters {
     pub faults: u64,
     /// Pages that were made overlays.
     pub shrunk: u64,
+    /// Frames moved to other memory.
+    pub moved_frames: u64,
     /// Overlays completed from disk.
     pub overlay_faults: u64,
+    /// Overlays whose image was read so that they could be written.
+    pub overlays_folded: u64,
+    /// Records that were added to excerpts.
+    pub excerpted: u64,
     /// Checkpoints.
     pub checkpoints: u64,
     /// Segments emptied by the cleaner.
@@ -132,7 +138,10 @@ pub fn counters(db: &Db) -> Counters {
         page_outs: get(&cache.page_outs),
         faults: get(&cache.faults),
         shrunk: get(&cache.shrunk),
+        moved_frames: get(&cache.moved_frames),
         overlay_faults: get(&cache.overlay_faults),
+        overlays_folded: get(&cache.overlays_folded),
+        excerpted: get(&tree.excerpted),
         checkpoints: get(&cache.checkpoints),
         cleaned_segments: get(&tree.cleaned_segments),
         moved_images: get(&cache.moved_images),
@@ -156,6 +165,11 @@ pub fn memory_used(db: &Db) -> u64 {
 /// What reading or writing failed with.
 pub fn maintain(db: &Db) -> Result<()> {
     db.engine().forest().maintain()
+}
+
+/// Moves pages together in memory, as is done when nothing is written.
+pub fn compact(db: &Db) {
+    db.engine().forest().compact();
 }
 
 /// A checkpoint, due or not, with the cleaning that comes before it.
@@ -328,6 +342,8 @@ mod tests {
     use super::*;
     use crate::api::batch::Batch;
     use crate::api::transaction::{ConflictableTransactionResult, Transactional as _};
+    use crate::log::ImageAddr;
+    use crate::pagecache::{FrameKind, NewFrame};
     use crate::tree::watch::Event;
 
     /// Small enough for an interpreter, and still through splits, merges, eviction, a checkpoint and replay.
@@ -368,6 +384,36 @@ mod tests {
             assert_eq!(db.get(key(i)).expect("read").map(|v| v.to_vec()), expected, "{i}");
         }
         assert_eq!(db.iter().count(), keys as usize - removed.len() + 1);
+    }
+
+    /// Who splits a leaf has pages that nothing refers to yet, and may have to take them back.
+    #[test]
+    fn a_page_that_nothing_refers_to_yet_is_not_moved() {
+        let config = Config::new().flush_every_ms(None);
+        let tuning = Tuning { threads: false, ..Tuning::default() };
+        let db = open_on(SimStorage::new(), &config, tuning).expect("a new database opens");
+        let cache = db.engine().forest().cache();
+        let guard = crossbeam_epoch::pin();
+        let image = LeafBuilder::new(b"a", Some(b"b"), 0, 0).finish();
+        let new = NewFrame {
+            kind: FrameKind::Leaf,
+            overlay: false,
+            tree: 1,
+            base: &image,
+            disk: ImageAddr::NONE,
+            first_lsn: Lsn::MAX,
+            newest: Lsn(0),
+            right: 0,
+        };
+        let frame = cache.frame(new, &guard);
+        frame.hold();
+        let pid = cache.allocate(frame).expect("there is room");
+        let word = cache.load(pid, &guard).0;
+        cache.move_all(&guard);
+        assert!(cache.load(pid, &guard).0 == word && frame.is_held());
+        frame.release();
+        cache.move_all(&guard);
+        assert!(cache.load(pid, &guard).0 != word, "others are moved");
     }
 
     /// Two threads with everything that can be done at once: transactions over two trees, batches, a merge operator, a

@@ -3,9 +3,9 @@
 //! # How it works
 //!
 //! The *log writer* writes sealed buffers and flushes every so often while something is being written; when
-//! that has ended, it has the file tidied once. The *maintenance* thread evicts, merges nodes, cleans and
-//! makes checkpoints when foreground operations say that something is due. Both sleep without a timer when
-//! there is nothing to do.
+//! that has ended, it has the file and the memory tidied once. The *maintenance* thread evicts, merges nodes, cleans,
+//! makes checkpoints and has memory made ready when foreground operations say that something is due. Both sleep
+//! without a timer when there is nothing to do.
 //!
 //! Retired memory is given back when the epoch moves on, which takes somebody who pins. When all are at rest
 //! that is the maintenance thread, a few times in growing intervals; what a sleeping guard holds up then waits
@@ -128,7 +128,7 @@ pub(super) struct Signals {
     /// The log writer knows that there is something to flush. Set by whoever writes, cleared by the log
     /// writer.
     armed: AtomicBool,
-    /// The file is to be tidied though nothing is due. Set by the log writer.
+    /// The file, or the memory, is to be tidied though nothing is due. Set by the log writer.
     tidy: AtomicBool,
     /// Who awaits a flush; `None` = the log writer is gone and nobody will be served.
     waiters: Mutex<Option<Vec<Arc<FlushWaiter>>>>,
@@ -303,7 +303,10 @@ fn writer_loop(core: &Core, every: Option<Duration>) {
             // Nothing is being written and nothing waits to be flushed: no more timers. What is written from
             // here on rings again.
             (tick_at, flush_at) = (None, None);
-            if signals.rest(|| log.end() == end) && flushed && core.forest.is_untidy() {
+            if signals.rest(|| log.end() == end)
+                && flushed
+                && (core.forest.is_untidy() || log.has_spare() || core.forest.is_spread())
+            {
                 // Release: pairs with the swap in `maintenance_loop`.
                 signals.tidy.store(true, Ordering::Release);
                 signals.maintenance.ring();
@@ -319,6 +322,8 @@ const EPOCH_TICKS: u32 = 11;
 
 fn maintenance_loop(core: &Core) {
     let mut ticks = 0;
+    // Nothing is being written: what gets through the epoch meanwhile is given back.
+    let mut resting = false;
     loop {
         let waits = ticks < EPOCH_TICKS && core.forest.waits_for_epoch();
         match core.signals.maintenance.wait(waits.then(|| Instant::now() + EPOCH_TICK * (1 << ticks))) {
@@ -328,14 +333,24 @@ fn maintenance_loop(core: &Core) {
                 ticks += 1;
                 core.forest.move_epoch();
                 if !core.forest.is_due() {
+                    if resting && let Err(error) = core.forest.log().give_back(true) {
+                        log::error!("giving free segments back failed: {error}");
+                    }
                     continue;
                 }
             }
         }
         let mut done = core.forest.maintain();
         // Acquire: pairs with the store in `writer_loop`.
-        if core.signals.tidy.swap(false, Ordering::Acquire) {
-            done = done.and(core.forest.settle());
+        resting = core.signals.tidy.swap(false, Ordering::Acquire);
+        if resting {
+            // A checkpoint is not for the memory, and a file that is tidy needs none.
+            let tidied = match core.forest.is_untidy() {
+                true => core.forest.settle(),
+                false => core.forest.log().give_back(true),
+            };
+            done = done.and(tidied);
+            core.forest.compact();
         }
         if let Err(error) = done {
             log::error!("maintenance failed, and is tried again when something is due: {error}");

@@ -628,6 +628,11 @@ impl Log {
         self.superblock.lock().clone()
     }
 
+    /// Whether [`Self::give_back`] has something to do, now or when readers have left what was freed.
+    pub fn has_spare(&self) -> bool {
+        self.segments.is_draining() || self.segments.has_spare(RECYCLED)
+    }
+
     /// Gives back to the medium what is free, but for what is reused soon; if `all`, that, too.
     ///
     /// # Errors

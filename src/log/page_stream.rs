@@ -112,6 +112,19 @@ impl PageStream {
         }
     }
 
+    /// Closes the open runs of which most is dead, so that checkpoints free them and the cleaner looks at them: a file at rest
+    /// keeps no garbage because its newest segment is not full.
+    pub fn seal_sparse(&self) {
+        for slot in &self.open {
+            let mut open = slot.lock();
+            if let Some(run) = *open
+                && self.segments.seal_if_sparse(run.number)
+            {
+                *open = None;
+            }
+        }
+    }
+
     /// Claims `bytes`, a multiple of 64, in the open segment of `stream`, or in a new one.
     fn claim(&self, stream: Stream, bytes: usize) -> Result<Place> {
         let size = self.segments.size();
@@ -228,7 +241,8 @@ impl PageStream {
     /// # Errors
     /// `Corruption` when the image is not there whole, or the medium does not give it back; what else reading failed with.
     pub fn read(&self, address: ImageAddr, kind: ImageKind) -> Result<(ImageHeader, IVec)> {
-        let (header, bytes) = match self.read_raw(address) {
+        // Leaves are what the pagecache keeps.
+        let (header, bytes) = match self.fetch(address, kind == ImageKind::Leaf) {
             Err(Error::Io(error)) if is_unreadable(&error) => {
                 return Err(self.damaged(address, &format!("image that cannot be read ({error})")));
             }
@@ -260,11 +274,21 @@ impl PageStream {
     /// # Errors
     /// As for [`Self::read`].
     pub fn read_raw(&self, address: ImageAddr) -> Result<(ImageHeader, IVec)> {
-        let Some(nonce) = self.segments.nonce(address.offset(), address.bytes()) else {
+        self.fetch(address, false)
+    }
+
+    /// As [`Self::read_raw`]; `keeps`: the caller has a cache of its own.
+    fn fetch(&self, address: ImageAddr, keeps: bool) -> Result<(ImageHeader, IVec)> {
+        let Some((nonce, sealed)) = self.segments.run(address.offset(), address.bytes()) else {
             return Err(self.damaged(address, "image address outside the page segments"));
         };
         let len = usize::try_from(address.bytes()).map_err(|_| self.damaged(address, "image too long"))?;
-        let bytes = match IVec::filled(len, |bytes| self.storage.read_at(address.offset(), bytes)) {
+        // Behind what is in an open run others may be writing, to the same block of the file system.
+        let read = |bytes: &mut [u8]| match keeps && sealed {
+            true => self.storage.read_to_cache(address.offset(), bytes),
+            false => self.storage.read_at(address.offset(), bytes),
+        };
+        let bytes = match IVec::filled(len, read) {
             Ok(((), bytes)) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
                 return Err(self.damaged(address, "image past the end of the file"));

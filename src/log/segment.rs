@@ -54,6 +54,13 @@ enum State {
     Draining { nonce: u64, units: u32 },
 }
 
+impl State {
+    /// Whether it has blocks that the medium can be asked to take back.
+    fn is_spare(&self) -> bool {
+        matches!(self, State::Free { written: true, asked: false })
+    }
+}
+
 /// A run of segments that holds images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Page {
@@ -295,15 +302,29 @@ impl Segments {
         Self::page(&mut self.inner(), number).sealed = true;
     }
 
+    /// Seals the run if more than half of what was appended to it is dead, and that is a quarter of a segment at least.
+    pub fn seal_if_sparse(&self, number: u32) -> bool {
+        let quarter = u64::from(self.size / 4);
+        let mut inner = self.inner();
+        let page = Self::page(&mut inner, number);
+        page.sealed |= page.used.saturating_sub(page.live) > (page.used / 2).max(quarter);
+        page.sealed
+    }
+
     /// Nonce of the run that has an image's range of the file; `None`: no run has all of it.
     pub fn nonce(&self, offset: u64, bytes: u64) -> Option<u64> {
+        Some(self.run(offset, bytes)?.0)
+    }
+
+    /// Nonce of the run that has an image's range of the file, and whether it is sealed; `None`: no run has all of it.
+    pub fn run(&self, offset: u64, bytes: u64) -> Option<(u64, bool)> {
         let number = self.number(offset)?;
-        let (nonce, units) = match self.inner().states.get(number as usize)? {
-            State::Page(page) => (page.nonce, page.units),
-            State::Draining { nonce, units } => (*nonce, *units),
+        let (nonce, units, sealed) = match self.inner().states.get(number as usize)? {
+            State::Page(page) => (page.nonce, page.units, page.sealed),
+            State::Draining { nonce, units } => (*nonce, *units, true),
             _ => return None,
         };
-        (offset.checked_add(bytes)? <= self.offset(number + units)).then_some(nonce)
+        (offset.checked_add(bytes)? <= self.offset(number + units)).then_some((nonce, sealed))
     }
 
     /// A checkpoint begins: heads of the sealed runs without live bytes, to be drained when it is durable.
@@ -381,6 +402,12 @@ impl Segments {
         }
     }
 
+    /// Whether more than `keep` free segments have blocks that the medium was not asked to take back.
+    pub fn has_spare(&self, keep: usize) -> bool {
+        let inner = self.inner();
+        inner.free.iter().filter(|n| inner.states[**n as usize].is_spare()).nth(keep).is_some()
+    }
+
     /// Gives the blocks of free segments back to the medium, but for `keep` that are to be reused soon.
     ///
     /// # Errors
@@ -410,7 +437,9 @@ impl Segments {
         }
         let to_punch: Vec<u32> = inner.free.iter().filter(|n| !kept.contains(n)).copied().collect();
         for number in to_punch {
-            let State::Free { written: true, asked: false } = inner.states[number as usize] else { continue };
+            if !inner.states[number as usize].is_spare() {
+                continue;
+            }
             fail::check("zero garbage segment SA")?;
             let done = storage.punch_hole(self.offset(number), u64::from(self.size))?;
             inner.states[number as usize] = State::Free { written: !done, asked: true };
@@ -605,6 +634,19 @@ mod tests {
         assert_eq!(segments.open_page(SegmentKind::Leaves, 2).0, 1);
         assert_eq!(segments.open_redo().0, 3);
         assert!(segments.recycled(3) && !segments.recycled(0));
+    }
+
+    #[test]
+    fn a_run_is_sealed_early_when_most_of_it_is_dead() {
+        let segments = Segments::new(4096);
+        let (n, _) = segments.open_page(SegmentKind::Leaves, 1);
+        segments.add(n, 1024, false);
+        segments.kill(segments.offset(n), 896);
+        assert!(!segments.seal_if_sparse(n), "less than a quarter of a segment");
+        segments.add(n, 1024, false);
+        assert!(!segments.seal_if_sparse(n), "more than half of it is live");
+        segments.kill(segments.offset(n), 256);
+        assert!(segments.seal_if_sparse(n));
     }
 
     #[test]

@@ -14,6 +14,8 @@
 //! Freed blocks are kept in shards, and so are small amounts that the common count does not have yet: a thread uses always
 //! the same shard, and threads, as long as they are few, different ones. In a shard there is a mutex for each class, held
 //! for a push or a pop.
+//!
+//! While memory is compacted no freed block is kept, so that what is allocated then lies as low as possible.
 
 #![allow(unsafe_code)]
 
@@ -22,8 +24,9 @@ use super::spans::Spans;
 use crate::base::thread_number;
 use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
+use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 /// One in a model, whose stacks are small.
 const SHARDS: usize = if cfg!(loom) { 1 } else { 4 };
@@ -100,8 +103,17 @@ impl Shard {
 
     /// Takes the blocks of a class out that nobody wanted since the last visit.
     fn visit(&self, class: usize) -> Vec<NonNull<u8>> {
+        self.take_out(class, |stack| stack.fewest)
+    }
+
+    /// Takes all blocks of a class out.
+    fn empty(&self, class: usize) -> Vec<NonNull<u8>> {
+        self.take_out(class, |stack| stack.blocks.len())
+    }
+
+    fn take_out(&self, class: usize, how_many: impl FnOnce(&Stack) -> usize) -> Vec<NonNull<u8>> {
         let mut stack = self.free[class].lock();
-        let unwanted = stack.fewest;
+        let unwanted = how_many(&stack);
         let blocks: Vec<_> = stack.blocks.drain(..unwanted).collect();
         stack.fewest = stack.blocks.len();
         drop(stack);
@@ -124,6 +136,8 @@ pub struct Arena {
     /// The last is common to all threads: what one frees too much of another may lack.
     shards: [CachePadded<Shard>; SHARDS + 1],
     spans: Spans,
+    /// Freed blocks are not kept. Set while memory is compacted.
+    keeps_none: AtomicBool,
 }
 
 impl Default for Arena {
@@ -144,7 +158,25 @@ impl Default for Arena {
             last_id: zero(),
             shards: std::array::from_fn(shard),
             spans: Spans::default(),
+            keeps_none: AtomicBool::new(false),
         }
+    }
+}
+
+/// Memory that is to become free: ranges of addresses, in order.
+#[derive(Debug)]
+pub struct Surplus<'a>(&'a [Range<usize>]);
+
+impl Surplus<'_> {
+    /// All memory.
+    #[cfg(test)]
+    #[expect(clippy::single_range_in_vec_init, reason = "it is one range")]
+    pub const ALL: Surplus<'static> = Surplus(&[0..usize::MAX]);
+
+    /// Whether an address lies in it.
+    pub fn has(&self, address: u64) -> bool {
+        let after = self.0.partition_point(|range| range.start as u64 <= address);
+        self.0[..after].last().is_some_and(|range| address < range.end as u64)
     }
 }
 
@@ -163,6 +195,45 @@ impl Arena {
     /// As [`Spans::give_back_after`].
     pub fn give_back_after(&self, free_most: impl FnOnce()) {
         self.spans.give_back_after(free_most);
+    }
+
+    /// As [`Spans::grows`].
+    #[inline]
+    pub fn grows(&self) -> bool {
+        self.spans.grows()
+    }
+
+    /// As [`Spans::make_ready`].
+    pub fn make_ready(&self, regions: usize) {
+        self.spans.make_ready(regions);
+    }
+
+    /// As [`Spans::has_surplus`].
+    pub fn has_surplus(&self) -> bool {
+        self.spans.has_surplus()
+    }
+
+    /// As [`Spans::vacate`], and meanwhile no freed block is kept.
+    pub fn vacate(&self, mut empty: impl FnMut(&Surplus<'_>)) {
+        self.spans.drop_ready();
+        if !self.has_surplus() {
+            return;
+        }
+        self.keep_none(true);
+        self.spans.vacate(|ranges| empty(&Surplus(ranges)));
+        self.keep_none(false);
+        self.spans.make_huge();
+    }
+
+    /// Whether freed blocks are kept from here on; those that are kept go back if not.
+    fn keep_none(&self, none: bool) {
+        // Relaxed: a hint; a block that is kept all the same goes back some time.
+        self.keeps_none.store(none, Ordering::Relaxed);
+        if none {
+            for shard in &self.shards {
+                (0..CLASSES).for_each(|class| self.give_back(class, shard.empty(class)));
+            }
+        }
     }
 
     /// An uninitialised block of at least `size` bytes, 16-byte aligned.
@@ -189,7 +260,10 @@ impl Arena {
         let class = class.filter(|_| !DIRECT);
         let shard = &self.shards[own_shard()];
         self.count(shard, -(size as i64));
-        if let Some(class) = class {
+        // Relaxed: a hint.
+        if let Some(class) = class
+            && !self.keeps_none.load(Ordering::Relaxed)
+        {
             self.tidy(shard);
             if shard.keep(class, size, block) {
                 return;
@@ -208,7 +282,12 @@ impl Arena {
     #[inline]
     fn tidy(&self, shard: &Shard) {
         let Some(class) = shard.due() else { return };
-        for block in shard.visit(class) {
+        self.give_back(class, shard.visit(class));
+    }
+
+    /// Gives blocks back that were kept.
+    fn give_back(&self, class: usize, blocks: Vec<NonNull<u8>>) {
+        for block in blocks {
             // SAFETY: a kept block came from `spans` for its class, and belongs to whoever took it out of its stack.
             unsafe { self.spans.free(Some(class), SHAPES[class].size, block) };
         }

@@ -1,7 +1,7 @@
 //! Which sizes the blocks of the arena have.
 //!
 //! Blocks up to [`LONGEST`] are rounded up to a class, and classes are about an eighth apart. A span, the pages that blocks
-//! of one class are cut from, is the shortest that leaves at most an eighth of itself over.
+//! of one class are cut from, is the shortest that leaves at most a sixteenth of itself over.
 
 /// Blocks are aligned to this.
 pub const ALIGN: usize = 16;
@@ -41,7 +41,7 @@ const fn shapes() -> [Shape; CLASSES] {
             (FINE / 8 * (9 + eighth)) << doubling
         };
         let mut pages = size.div_ceil(PAGE);
-        while (pages * PAGE) % size * 8 > pages * PAGE {
+        while (pages * PAGE) % size * 16 > pages * PAGE {
             pages += 1;
         }
         shapes[class] = Shape { size, pages, blocks: (pages * PAGE / size) as u32 };
@@ -92,8 +92,8 @@ mod tests {
     fn spans_are_short_and_leave_little_over() {
         for shape in SHAPES {
             let (used, all) = (shape.size * shape.blocks as usize, shape.pages * PAGE);
-            assert!(used <= all && (all - used) * 8 <= all, "{shape:?}");
-            assert!((1..=128).contains(&shape.blocks) && shape.pages <= 8, "{shape:?}");
+            assert!(used <= all && (all - used) * 16 <= all, "{shape:?}");
+            assert!((1..=128).contains(&shape.blocks) && shape.pages <= 16, "{shape:?}");
         }
     }
 }

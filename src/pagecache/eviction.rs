@@ -21,6 +21,7 @@
 
 use super::frame::{FrameKind, FrameRef};
 use super::mapping_table::{PageState, Word};
+use super::memory::REGION;
 use super::{Folded, Maintenance, Page, PageCache, count};
 use crate::base::Lsn;
 use crate::error::Result;
@@ -37,6 +38,12 @@ const SLACK: u64 = 2 << 20;
 const STUCK_STEP: u64 = 256 << 10;
 /// PIDs looked at under one guard and one hold of the maintenance lock.
 const STRIDE: usize = 1024;
+
+/// Regions of memory that are made ready at most, one more for so many bytes that are in use, and the part of the bytes up to
+/// the capacity that they may take up.
+const MOST_READY: u64 = 4;
+const READY_SHARE: u64 = 16 << 20;
+const READY_OF_ROOM: u64 = 4;
 
 /// The part of the capacity that overlays may take, of four.
 const OVERLAYS: u64 = 3;
@@ -106,6 +113,16 @@ impl<P: Page> PageCache<P> {
         self.arena().in_use().saturating_sub(self.limit())
     }
 
+    /// Has the epoch move on, and frees what is due.
+    pub fn move_epoch(&self) {
+        let mut before = u64::MAX;
+        // A call frees a part of what is due.
+        while self.retired() < before {
+            before = self.retired();
+            crossbeam_epoch::pin().flush();
+        }
+    }
+
     /// Bytes of frames and deltas that wait for their epoch.
     pub fn retired(&self) -> u64 {
         self.arena().retired()
@@ -126,8 +143,22 @@ impl<P: Page> PageCache<P> {
     }
 
     /// Whether memory in use is so near the capacity that pages are about to be evicted.
-    pub(super) fn is_tight(&self) -> bool {
+    pub fn is_tight(&self) -> bool {
         self.arena().in_use() + 2 * self.margin() > self.options.capacity
+    }
+
+    /// Has memory made ready for what is about to be added, as long as that is far from the capacity.
+    pub fn make_ready(&self) {
+        let in_use = self.arena().in_use();
+        let room = self.options.capacity.saturating_sub(in_use) / READY_OF_ROOM;
+        let most = (1 + in_use / READY_SHARE).min(room / REGION as u64).min(MOST_READY);
+        self.arena().make_ready(most as usize);
+    }
+
+    /// Whether it is time for that.
+    #[inline]
+    pub fn grows(&self) -> bool {
+        self.arena().grows()
     }
 
     /// How far below the capacity a round of eviction goes, so that the next is not due at once.
@@ -186,7 +217,9 @@ impl<P: Page> PageCache<P> {
             if frame.kind() == FrameKind::Inner {
                 continue;
             }
-            let overlay = if frame.overlay() { frame.bytes() as u64 } else { 0 };
+            // One that is clean has nothing to be kept for.
+            let kept = frame.overlay() && !frame.is_clean(frame.used().0);
+            let overlay = if kept { frame.bytes() as u64 } else { 0 };
             if frame.take_clock() || overlay > 0 && hand.overlays <= overlays {
                 hand.leave(overlay);
                 continue;
@@ -247,16 +280,16 @@ impl<P: Page> PageCache<P> {
     /// Drops a frame whose image is current, or freezes and folds it.
     fn evict_page<'g>(&self, pid: u32, frame: FrameRef<'g>, guard: &'g Guard) -> Result<Option<Victim<'g>>> {
         let (used, _) = frame.used();
-        let current = |used| used == 0 && !frame.overlay() && frame.first_lsn() == Lsn::MAX;
         let image = frame.disk();
-        if current(used) && !image.is_some() {
+        let clean = frame.is_clean(used);
+        if clean && !image.is_some() {
             // An empty tree's only leaf: there is nothing to win and no image to come back from.
             return Ok(None);
         }
         if frame.undecided(used).next().is_some() {
             return Ok(None);
         }
-        let below = match frame.overlay().then(|| self.read_below(frame)) {
+        let below = match (frame.overlay() && !clean).then(|| self.read_below(frame)) {
             None => None,
             Some(Ok(below)) => Some(below),
             Some(Err(error)) => {
@@ -266,7 +299,11 @@ impl<P: Page> PageCache<P> {
             }
         };
         let used = frame.freeze();
-        if current(used) {
+        if clean {
+            // If it was changed just now, whoever writes to it next replaces it.
+            if used > 0 {
+                return Ok(None);
+            }
             self.note_evicted(frame.newest());
             if self.table().swap(pid, Word::resident(frame), Word::disk(image)) {
                 count(&self.counters.evictions);
@@ -275,7 +312,7 @@ impl<P: Page> PageCache<P> {
             return Ok(None);
         }
         if below.is_some() {
-            count(&self.counters.overlay_faults);
+            count(&self.counters.overlays_folded);
         }
         let folded = P::fold(frame, used, below.as_deref());
         // Intents that came before the freeze keep the page; whoever writes to it next folds the rest.

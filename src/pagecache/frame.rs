@@ -88,7 +88,7 @@ pub enum DeltaKind {
 struct Header {
     /// Written by the constructor only.
     kind: FrameKind,
-    /// The base holds only changes to the image at `disk`. Written by the constructor only.
+    /// The base holds only changes to the image at `disk`, and copies out of it. Written by the constructor only.
     overlay: bool,
     /// 1 = used since the eviction hand last came by; `HELD` = the hand is to keep off. Any thread; relaxed.
     clock: AtomicU8,
@@ -96,7 +96,7 @@ struct Header {
     base_len: u32,
     /// The page's newest image, 0 = none. Written by the constructor only.
     disk: u64,
-    /// Smallest LSN of a change that is in the base and not in the image; MAX = the base equals the image.
+    /// Smallest LSN of a change that is in the base and not in the image; MAX = the base has nothing that the image has not.
     /// Written by the constructor only.
     first_lsn: u64,
     /// Above the LSN of every change in the base. Written by the constructor only.
@@ -121,7 +121,7 @@ struct Header {
 pub struct NewFrame<'a> {
     /// Leaf or inner.
     pub kind: FrameKind,
-    /// The base holds only changes to the image at `disk`.
+    /// The base holds only changes to the image at `disk`, and copies out of it.
     pub overlay: bool,
     /// The tree of the page.
     pub tree: u32,
@@ -912,6 +912,11 @@ impl<'g> FrameRef<'g> {
         (0..used).filter_map(|i| self.lsn(i)).fold(self.first_lsn(), Lsn::min)
     }
 
+    /// Whether a leaf with its first `used` deltas has nothing that its image has not.
+    pub fn is_clean(self, used: usize) -> bool {
+        used == 0 && self.first_lsn() == Lsn::MAX
+    }
+
     /// Whether one of the first `used` deltas has an LSN of at least `from`.
     pub fn has_change_from(self, used: usize, from: Lsn) -> bool {
         (0..used).filter_map(|i| self.lsn(i)).any(|lsn| lsn >= from)
@@ -996,6 +1001,12 @@ impl<'g> FrameRef<'g> {
         self.header().clock.store(HELD, Ordering::Relaxed);
     }
 
+    /// Whether no other page refers to this one yet.
+    pub fn is_held(self) -> bool {
+        // Relaxed: the mapping word published it, and who sees it a moment longer loses nothing.
+        self.header().clock.load(Ordering::Relaxed) == HELD
+    }
+
     /// Ends [`Self::hold`].
     pub fn release(self) {
         // Relaxed: statistic from here on.
@@ -1009,6 +1020,12 @@ impl<'g> FrameRef<'g> {
                 Slot::Change(delta) => delta.key.len() + delta.value.len(),
                 Slot::Run(run) => run.bytes.len(),
             }
+    }
+
+    /// Where the record in slot `i` is.
+    pub fn slot_address(self, i: usize) -> u64 {
+        // Relaxed: nothing is read there.
+        self.slots()[i].load(Ordering::Relaxed) & ADDRESS_MASK
     }
 
     /// Bytes of the frame and its deltas.

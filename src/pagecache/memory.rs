@@ -44,6 +44,10 @@ mod system {
     /// Whether memory is taken up only when it is touched.
     pub const LAZY: bool = true;
 
+    /// Since Linux 6.1; not in every libc.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    const MADV_COLLAPSE: libc::c_int = 25;
+
     /// What pages of the operating system are multiples of.
     fn granularity() -> usize {
         // SAFETY: gets and returns numbers only.
@@ -74,6 +78,26 @@ mod system {
             unsafe {
                 let advice = if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
                 libc::madvise(self.start.as_ptr().cast(), self.len, advice);
+            }
+        }
+
+        /// Makes huge pages of all of it now, what is not touched included; whether the system did.
+        pub fn make_huge(&self) -> bool {
+            #[cfg(not(any(target_os = "linux", target_os = "android")))]
+            return false;
+            #[cfg(any(target_os = "linux", target_os = "android"))]
+            // SAFETY: an advice about a mapping that is this piece's; what is in it stays. Older kernels refuse.
+            unsafe {
+                libc::madvise(self.start.as_ptr().cast(), self.len, MADV_COLLAPSE) == 0
+            }
+        }
+
+        /// Touches all of it, so that who uses it first need not wait until the system has found and zeroed its pages.
+        /// Nobody may use it yet.
+        pub fn populate(&mut self) {
+            for offset in (0..self.len).step_by(granularity()) {
+                // SAFETY: within this piece, which is borrowed for this; what was never touched is zero.
+                unsafe { self.start.add(offset).write_volatile(0) };
             }
         }
 
@@ -133,6 +157,14 @@ mod system {
 
         /// Does nothing here.
         pub fn advise(&self, _huge: bool) {}
+
+        /// Does nothing here.
+        pub fn populate(&mut self) {}
+
+        /// Does nothing here, and says so.
+        pub fn make_huge(&self) -> bool {
+            false
+        }
 
         /// Gives nothing back, and says so.
         ///

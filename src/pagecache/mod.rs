@@ -22,6 +22,7 @@
 pub mod arena;
 mod checkpoint;
 mod classes;
+mod compaction;
 pub mod directory;
 mod eviction;
 pub mod frame;
@@ -126,8 +127,12 @@ pub struct CacheCounters {
     pub faults: AtomicU64,
     /// Pages that were made overlays.
     pub shrunk: AtomicU64,
-    /// Overlays completed from disk.
+    /// Frames moved to other memory.
+    pub moved_frames: AtomicU64,
+    /// Overlays whose image was read because somebody needed more of it.
     pub overlay_faults: AtomicU64,
+    /// Overlays whose image was read so that they could be written.
+    pub overlays_folded: AtomicU64,
     /// Checkpoints that became durable.
     pub checkpoints: AtomicU64,
     /// When the last one did.
@@ -406,12 +411,20 @@ impl<P: Page> PageCache<P> {
         }
     }
 
-    /// Brings an evicted page, whose image was read, into memory, unless somebody else did.
-    pub fn fault_in(&self, pid: u32, tree: u32, (image, base): (ImageAddr, &[u8]), guard: &Guard) {
+    /// Brings an evicted page, whose image was read, into memory, unless somebody else did: as a whole, or an overlay with a
+    /// part of it.
+    pub fn fault_in(
+        &self,
+        pid: u32,
+        tree: u32,
+        image: ImageAddr,
+        (base, overlay): (&[u8], bool),
+        guard: &Guard,
+    ) {
         count(&self.counters.faults);
         let new = NewFrame {
             kind: FrameKind::Leaf,
-            overlay: false,
+            overlay,
             tree,
             base,
             disk: image,

@@ -9,10 +9,18 @@
 //! What nobody needed while twice as many pages were released goes back, but for half as many; and when there are more
 //! than twice as many dirty ones, those above that number go back at once. The ones that would be used last go first.
 //!
+//! With huge pages more may be spare, and of a region that is in use nothing goes back but a large part, so that most of
+//! them stay whole. Instead the last regions are emptied when there is nothing else to do ([`Regions::surplus`],
+//! `pagecache/compaction.rs`), and of those that are nearly full again the system is asked to make huge pages.
+//!
+//! The system zeroes a huge page when it is touched first, which takes up to milliseconds. So that nobody waits for that who
+//! uses memory, regions can be made ready before they are needed ([`Regions::ready`]). When there is nothing else to do
+//! they go back.
+//!
 //! # Invariants
 //!
 //! - R1: a page is in at most one run that was taken and not released, or free.
-//! - R2: a clean page is free, and has not been touched since it was mapped or given back.
+//! - R2: a clean page is free, and has not been touched since it was mapped or given back, but to make it ready.
 //! - R3: `dirty` and `taken` are the sums of what the regions say, and a leaf of `longest` is the longest free run of its
 //!   region.
 
@@ -28,6 +36,18 @@ const WORDS: usize = PAGES / 64;
 /// Dirty pages that may be spare, and one more for so many taken ones.
 pub const SPARE: usize = (512 << 10) / PAGE;
 const SPARE_SHARE: usize = 32;
+/// The same with huge pages.
+const SPARE_SHARE_HUGE: usize = 8;
+/// Dirty pages that a region with a huge page gives back at least, while some of it is in use.
+const SPLITS: usize = PAGES / 4;
+/// Of the free pages of the regions that stay, the part that is taken to be of use for what is in others: three of four.
+const USEFUL: (usize, usize) = (3, 4);
+/// Free pages of a region of which a huge page is made.
+const NEARLY_FULL: usize = PAGES / 16;
+/// Spans and regions are emptied for so many pages more than there were after the last time, and one more for so many taken
+/// ones.
+const WORTH: usize = PAGES / 2;
+const WORTH_SHARE: usize = 32;
 
 /// A set of pages.
 #[derive(Clone, Debug)]
@@ -97,6 +117,8 @@ struct Region {
     touched: Set,
     /// How many are in `free`.
     free_count: usize,
+    /// A part of it went back, so that it is no huge page any more.
+    is_split: bool,
 }
 
 impl Region {
@@ -121,6 +143,7 @@ impl Region {
             // R2: a page of which a part is left is not clean.
             let clean = part.start.div_ceil(PAGE)..part.end / PAGE;
             self.touched.remove(&clean);
+            self.is_split |= !clean.is_empty();
             done += clean.len();
         }
         done
@@ -142,6 +165,8 @@ pub struct Regions {
     stuck: usize,
     /// The fewest dirty pages that there were since it was last asked whether some are idle.
     idle: usize,
+    /// The fewest dirty pages that there were since regions were last emptied.
+    spread: usize,
     /// Pages that were released since it was last asked.
     released: usize,
     /// Pages that are not free.
@@ -152,6 +177,8 @@ pub struct Regions {
     pub ending: bool,
     /// New regions get huge pages of the system. A clean page may take up memory then, as a part of one.
     pub huge: bool,
+    /// Memory of the next regions, touched already. Only with huge pages.
+    pub ready: Vec<Memory>,
 }
 
 /// A page of a region.
@@ -176,12 +203,11 @@ impl Regions {
         let run = start..start + pages;
         region.free.remove(&run);
         region.free_count -= pages;
-        self.dirty -= region.touched.count(&run);
-        self.stuck = self.stuck.min(self.dirty);
-        self.idle = self.idle.min(self.dirty);
+        let used_again = region.touched.count(&run);
         region.touched.insert(&run);
         self.taken += pages;
         let longest = region.longest();
+        self.less_dirty(used_again);
         self.set_longest(number, longest);
         Some(Place { region: number, page: start })
     }
@@ -221,10 +247,26 @@ impl Regions {
         self.idle = self.idle.min(self.dirty);
     }
 
-    /// Gives all dirty pages back, and ends [`Self::ending`].
+    /// Gives all dirty pages and what was made ready back, and ends [`Self::ending`].
     pub fn trim(&mut self) {
+        self.ready.clear();
         self.give_back(0);
-        (self.idle, self.ending) = (self.dirty, false);
+        (self.idle, self.spread, self.ending) = (self.dirty, self.dirty, false);
+    }
+
+    /// Makes a huge page of a region that is none any more, if it is nearly full.
+    pub fn make_huge(&mut self, number: usize) {
+        let Some(region) = self.regions.get_mut(number).and_then(Option::as_mut) else { return };
+        if !self.huge || !region.is_split || region.free_count > NEARLY_FULL {
+            return;
+        }
+        region.is_split = false;
+        if region.memory.make_huge() {
+            // R2: its free pages take up memory again.
+            let all = 0..PAGES;
+            self.dirty += PAGES - region.touched.count(&all);
+            region.touched.insert(&all);
+        }
     }
 
     /// The memory of a place.
@@ -241,9 +283,9 @@ impl Regions {
         (offset < REGION).then_some((Place { region, page: offset / PAGE }, offset % PAGE))
     }
 
-    /// Bytes of pages that are taken or dirty.
+    /// Bytes of pages that are taken or dirty, and of regions that are ready.
     pub fn held(&self) -> usize {
-        (self.taken + self.dirty) * PAGE
+        (self.taken + self.dirty) * PAGE + self.ready.len() * REGION
     }
 
     /// Dirty pages that went back to the system so far.
@@ -257,15 +299,60 @@ impl Regions {
         self.regions.len()
     }
 
+    /// So many pages are dirty no longer, and what is the fewest that there were may be fewer now.
+    fn less_dirty(&mut self, pages: usize) {
+        self.dirty -= pages;
+        for fewest in [&mut self.stuck, &mut self.idle, &mut self.spread] {
+            *fewest = (*fewest).min(self.dirty);
+        }
+    }
+
     fn spare(&self) -> usize {
-        SPARE + self.taken / SPARE_SHARE
+        SPARE + self.taken / if self.huge { SPARE_SHARE_HUGE } else { SPARE_SHARE }
+    }
+
+    /// The number from which on regions can be emptied: what is in them fits where the others have free pages. `None`: it is
+    /// not worth while, or there are no huge pages, and then it is not the regions that matter.
+    pub fn surplus(&self) -> Option<usize> {
+        if !self.huge || self.dirty - self.spread < self.worth_while() {
+            return None;
+        }
+        let there = || self.regions.iter().enumerate().filter_map(|(n, region)| Some((n, region.as_ref()?)));
+        let (mut free, mut taken) = (there().map(|(_, region)| region.free_count).sum::<usize>(), 0);
+        let mut first = None;
+        for (number, region) in there().rev() {
+            free -= region.free_count;
+            taken += PAGES - region.free_count;
+            if taken * USEFUL.1 > free * USEFUL.0 {
+                break;
+            }
+            first = Some(number);
+        }
+        first
+    }
+
+    /// For how many pages it is worth while to move something.
+    pub fn worth_while(&self) -> usize {
+        WORTH + self.taken / WORTH_SHARE
+    }
+
+    /// Addresses, in order, of the regions from a number on.
+    pub fn ranges_from(&self, number: usize) -> Vec<Range<usize>> {
+        let those = self.by_address.iter().filter(|(_, n)| *n >= number);
+        those.map(|(start, _)| *start..start + REGION).collect()
+    }
+
+    /// Memory for a region.
+    pub fn memory_for(huge: bool) -> Option<Memory> {
+        let memory = Memory::new(REGION)?;
+        memory.advise(huge);
+        Some(memory)
     }
 
     /// Maps a new region and returns its number.
     fn map(&mut self) -> Option<usize> {
-        let memory = Memory::new(REGION)?;
+        let memory = self.ready.pop().or_else(|| Regions::memory_for(self.huge))?;
         let number = self.regions.iter().position(Option::is_none).unwrap_or(self.regions.len());
-        memory.advise(self.huge);
         let at = self.by_address.partition_point(|(start, _)| *start < memory.address());
         self.by_address.insert(at, (memory.address(), number));
         if number == self.regions.len() {
@@ -273,7 +360,8 @@ impl Regions {
         }
         let touched = Set([if LAZY { 0 } else { u64::MAX }; WORDS]);
         self.dirty += touched.count(&(0..PAGES));
-        let region = Region { memory, free: Set([u64::MAX; WORDS]), touched, free_count: PAGES };
+        let region =
+            Region { memory, free: Set([u64::MAX; WORDS]), touched, free_count: PAGES, is_split: false };
         self.regions[number] = Some(Box::new(region));
         self.grow_tree();
         self.set_longest(number, PAGES);
@@ -285,9 +373,8 @@ impl Regions {
         let region = self.regions[number].take().expect("a region that is there");
         assert_eq!(region.free_count, PAGES, "in use");
         let dirty = region.touched.count(&(0..PAGES));
-        self.dirty -= dirty;
         self.given_back += dirty as u64;
-        self.stuck = self.stuck.min(self.dirty);
+        self.less_dirty(dirty);
         let start = region.memory.address();
         let at = self.by_address.binary_search(&(start, number)).expect("each region is there");
         self.by_address.remove(at);
@@ -300,10 +387,10 @@ impl Regions {
             let Some(region) = &mut self.regions[number] else { continue };
             if region.free_count == PAGES {
                 self.unmap(number);
-            } else {
+            } else if !self.huge || region.dirty().count(&(0..PAGES)) >= SPLITS {
                 let done = region.give_back(self.dirty.saturating_sub(goal));
-                self.dirty -= done;
                 self.given_back += done as u64;
+                self.less_dirty(done);
             }
             if self.dirty <= goal {
                 self.stuck = 0;
@@ -344,7 +431,7 @@ impl Regions {
     }
 
     /// The first region with a free run of so many pages.
-    fn first_with(&self, pages: usize) -> Option<usize> {
+    pub fn first_with(&self, pages: usize) -> Option<usize> {
         let enough = |at: usize| usize::from(self.longest[at]) >= pages;
         if self.longest.is_empty() || !enough(1) {
             return None;
@@ -363,7 +450,7 @@ impl Regions {
         let free = |region: &Region| region.free.count(&(0..PAGES));
         assert_eq!(self.taken, there().map(|(_, region)| PAGES - free(region)).sum::<usize>());
         assert_eq!(self.dirty, there().map(|(_, region)| region.dirty().count(&(0..PAGES))).sum::<usize>());
-        assert!(self.stuck <= self.dirty);
+        assert!(self.stuck <= self.dirty && self.spread <= self.dirty);
         assert_eq!(self.by_address.len(), there().count());
         assert!(self.by_address.is_sorted());
         for (number, region) in there() {
@@ -386,7 +473,6 @@ impl Regions {
     }
 
     /// Regions that are mapped.
-    #[cfg(test)]
     pub fn mapped(&self) -> usize {
         self.by_address.len()
     }

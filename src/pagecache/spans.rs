@@ -7,6 +7,9 @@
 //! pages of their own, and those that are longer than [`LONGEST_RUN`] come from the global allocator, which has few as
 //! long. What is known about a span is kept beside the memory, not in it: free memory is not touched.
 //!
+//! What is freed at random leaves spans with a few blocks in use each. Who can move what is in blocks is told which spans,
+//! and which regions, become free if he does ([`Spans::vacate`]): of each class, those behind the ones that would be enough.
+//!
 //! # Invariants
 //!
 //! - B1: a span's run of pages is taken (R1) as long as one of its blocks is in use, and then its class and blocks are noted
@@ -31,10 +34,15 @@ use super::regions::{PAGES, Place, Regions};
 use parking_lot::Mutex;
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Blocks that are longer come from the global allocator.
 const LONGEST_RUN: usize = REGION / 8;
+
+/// How often regions are emptied, each time as far as what is free seems to allow.
+const ROUNDS: usize = 3;
 
 /// What is known about the spans of one region.
 #[derive(Debug)]
@@ -60,39 +68,118 @@ struct State {
     partial: [BTreeSet<u32>; CLASSES],
     /// Bytes of blocks from the global allocator.
     long: usize,
+    /// Spans from this one on are used no further, in the order of `partial`.
+    closed_from: u32,
+    /// The fewest pages of spans beyond need that there were since it was tried to empty them.
+    stuck: usize,
 }
 
 /// Spans of all classes.
 #[derive(Debug)]
-pub struct Spans(Mutex<State>);
+pub struct Spans {
+    state: Mutex<State>,
+    /// A region was mapped since some were made ready. A hint.
+    grows: AtomicBool,
+}
 
 impl Default for Spans {
     fn default() -> Spans {
-        Spans(Mutex::new(State {
+        let state = State {
             regions: Regions::default(),
             tables: Vec::new(),
             partial: std::array::from_fn(|_| BTreeSet::new()),
             long: 0,
-        }))
+            closed_from: u32::MAX,
+            stuck: 0,
+        };
+        Spans { state: Mutex::new(state), grows: AtomicBool::new(false) }
     }
 }
 
 impl Spans {
     /// From now on memory is in huge pages of the system.
     pub fn use_huge_pages(&self) {
-        self.0.lock().regions.huge = true;
+        self.state.lock().regions.huge = true;
     }
 
     /// Most of what is in use is freed before `free_most` returns: what becomes free meanwhile goes back in one go.
     pub fn give_back_after(&self, free_most: impl FnOnce()) {
-        self.0.lock().regions.ending = true;
+        self.state.lock().regions.ending = true;
         free_most();
-        self.0.lock().regions.trim();
+        self.state.lock().regions.trim();
+    }
+
+    /// Whether there are spans or regions that are worth emptying, or that were made ready for nothing.
+    pub fn has_surplus(&self) -> bool {
+        let mut state = self.state.lock();
+        !state.regions.ready.is_empty() || state.is_sparse() || state.regions.surplus().is_some()
+    }
+
+    /// Whether it is time for [`Self::make_ready`].
+    #[inline]
+    pub fn grows(&self) -> bool {
+        // Relaxed: a hint.
+        self.grows.load(Ordering::Relaxed)
+    }
+
+    /// Has the system find and zero the memory of as many regions as will be needed soon, so that nobody waits for it. It
+    /// takes milliseconds for each; not under the lock.
+    pub fn make_ready(&self, regions: usize) {
+        // Relaxed: a hint.
+        self.grows.store(false, Ordering::Relaxed);
+        while {
+            let state = self.state.lock();
+            state.regions.huge && !state.regions.ending && state.regions.ready.len() < regions
+        } {
+            let Some(mut memory) = Regions::memory_for(true) else { break };
+            memory.populate();
+            self.state.lock().regions.ready.push(memory);
+        }
+    }
+
+    /// Gives back what was made ready.
+    pub fn drop_ready(&self) {
+        let ready = std::mem::take(&mut self.state.lock().regions.ready);
+        drop(ready);
+    }
+
+    /// Calls `empty` with the addresses, in order, of spans that could be emptied, if that is worth while, and then with those
+    /// of regions. What is allocated meanwhile is put elsewhere as long as there is room. Then gives free pages back.
+    pub fn vacate(&self, mut empty: impl FnMut(&[Range<usize>])) {
+        let mut state = self.state.lock();
+        let mut done = state.is_sparse();
+        let sparse = if done { state.sparse() } else { Vec::new() };
+        drop(state);
+        if done {
+            empty(&sparse);
+        }
+        for _ in 0..ROUNDS {
+            let mut state = self.state.lock();
+            let Some(first) = state.regions.surplus() else { break };
+            let regions = state.regions.ranges_from(first);
+            state.closed_from = (first * PAGES) as u32;
+            drop(state);
+            empty(&regions);
+            self.state.lock().closed_from = u32::MAX;
+            done = true;
+        }
+        if done {
+            let mut state = self.state.lock();
+            state.stuck = state.pages_beyond_need();
+            state.regions.trim();
+        }
+    }
+
+    /// Has the system make huge pages of regions that are nearly full; one at a time, as each takes a moment.
+    pub fn make_huge(&self) {
+        let numbers = self.state.lock().regions.numbers();
+        (0..numbers).for_each(|number| self.state.lock().regions.make_huge(number));
     }
 
     /// An uninitialised block of a class, or, without one, of `size` bytes.
     pub fn alloc(&self, class: Option<usize>, size: usize) -> NonNull<u8> {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
+        let mapped = state.regions.mapped();
         let block = match class {
             Some(class) => state.block(class),
             None if size <= LONGEST_RUN => state.run(size),
@@ -100,9 +187,14 @@ impl Spans {
                 state.long += size;
                 drop(state);
                 // SAFETY: the size is not zero.
-                NonNull::new(unsafe { alloc(layout(size)) })
+                let block = NonNull::new(unsafe { alloc(layout(size)) });
+                return block.unwrap_or_else(|| handle_alloc_error(layout(size)));
             }
         };
+        if state.regions.mapped() != mapped {
+            // Relaxed: a hint.
+            self.grows.store(true, Ordering::Relaxed);
+        }
         block.unwrap_or_else(|| handle_alloc_error(layout(size)))
     }
 
@@ -112,7 +204,7 @@ impl Spans {
     /// - `block` came from [`Self::alloc`] of `self` with this `class` and `size`, and was not taken back since
     /// - nobody uses it any more
     pub unsafe fn free(&self, class: Option<usize>, size: usize, block: NonNull<u8>) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         match class {
             // SAFETY: as the caller promises.
             Some(class) => unsafe { state.free_block(class, block) },
@@ -129,7 +221,7 @@ impl Spans {
 
     /// Bytes of memory that are taken up, by blocks or because they soon may be again.
     pub fn held(&self) -> u64 {
-        let state = self.0.lock();
+        let state = self.state.lock();
         (state.regions.held() + state.long) as u64
     }
 }
@@ -154,7 +246,8 @@ impl State {
     }
 
     fn block(&mut self, class: usize) -> Option<NonNull<u8>> {
-        let first = self.partial[class].first().map(|key| place(*key));
+        let first = self.partial[class].first().copied().filter(|key| !self.is_lower_free(*key, class));
+        let first = first.map(place);
         let span = match first {
             Some(span) => span,
             None => self.span(class)?,
@@ -168,6 +261,44 @@ impl State {
             self.partial[class].insert(key(span));
         }
         Some(self.regions.memory(span, index * SHAPES[class].size))
+    }
+
+    /// The spans, and their pages, that would be free if of each class the first ones were full.
+    fn beyond_need(&self) -> impl Iterator<Item = (Place, usize)> + '_ {
+        self.partial.iter().zip(SHAPES).flat_map(|(partial, shape)| {
+            let free = |key: &u32| self.tables[place(*key).region].free[place(*key).page].count_ones();
+            let used = partial.iter().map(|key| shape.blocks - free(key)).sum::<u32>();
+            let needed = used.div_ceil(shape.blocks) as usize;
+            partial.iter().skip(needed).map(move |key| (place(*key), shape.pages))
+        })
+    }
+
+    fn pages_beyond_need(&self) -> usize {
+        self.beyond_need().map(|(_, pages)| pages).sum()
+    }
+
+    /// Whether it is worth while to empty them.
+    fn is_sparse(&mut self) -> bool {
+        let pages = self.pages_beyond_need();
+        self.stuck = self.stuck.min(pages);
+        pages - self.stuck >= self.regions.worth_while()
+    }
+
+    /// Their addresses, in order.
+    fn sparse(&self) -> Vec<Range<usize>> {
+        let range = |(span, pages)| {
+            let start = self.regions.memory(span, 0).as_ptr().addr();
+            start..start + pages * PAGE
+        };
+        let mut spans: Vec<_> = self.beyond_need().map(range).collect();
+        spans.sort_unstable_by_key(|span| span.start);
+        spans
+    }
+
+    /// Whether a span is in regions that are to become empty, and a new one would not be.
+    fn is_lower_free(&self, key: u32, class: usize) -> bool {
+        let closed = self.closed_from as usize / PAGES;
+        key >= self.closed_from && self.regions.first_with(SHAPES[class].pages).is_some_and(|n| n < closed)
     }
 
     /// A new span, whose blocks are all free.

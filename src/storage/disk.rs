@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::Storage;
+use super::second_copy::SecondCopies;
 use crate::base::fail;
 use crate::error::LOCKED;
 use fs2::FileExt as _;
@@ -23,6 +24,7 @@ pub struct DiskStorage {
     path: PathBuf,
     /// The process that took the lock, which processes forked from it share.
     owner: u32,
+    second_copies: SecondCopies,
 }
 
 impl Drop for DiskStorage {
@@ -57,7 +59,7 @@ impl DiskStorage {
     /// A file on which this process has just taken a lock.
     fn locked(file: File, path: PathBuf) -> DiskStorage {
         expect_random_reads(&file);
-        DiskStorage { file, path, owner: std::process::id() }
+        DiskStorage { file, path, owner: std::process::id(), second_copies: SecondCopies::default() }
     }
 
     /// Opens and locks the file `db` below `directory`; where there is none, creates one that holds
@@ -218,6 +220,10 @@ fn sync_directory(directory: &Path) -> io::Result<()> {
 impl Storage for DiskStorage {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(buf, offset)
+    }
+
+    fn read_to_cache(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.second_copies.read(&self.file, offset, buf)
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {

@@ -11,6 +11,8 @@
 
 #[cfg(unix)]
 pub mod disk;
+#[cfg(unix)]
+mod second_copy;
 pub mod shadow;
 pub mod sim;
 
@@ -43,6 +45,16 @@ pub trait Storage: Send + Sync + Debug + 'static {
     /// # Errors
     /// `UnexpectedEof` when the file ends before the range does.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+
+    /// As [`Self::read_at`], for what the caller keeps in a cache of its own, so that a second copy in that of the system is
+    /// kept only where there is room for it. Nobody writes to the blocks of the file system around it meanwhile: the system
+    /// drops them.
+    ///
+    /// # Errors
+    /// As for [`Self::read_at`].
+    fn read_to_cache(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.read_at(offset, buf)
+    }
 
     /// Writes all of `buf` at `offset`, growing the file when the range ends past its end.
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()>;

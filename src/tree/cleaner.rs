@@ -44,6 +44,7 @@ impl Forest {
                 break;
             }
             self.clean_segment(number, &run)?;
+            self.make_ready();
             used = used.saturating_sub(run.used - run.live);
         }
         Ok(())

@@ -16,6 +16,7 @@ use super::redo::{big_rest, encode_transaction, kind, transaction_len};
 use super::{BwTree, Forest, add};
 use crate::base::Lsn;
 use crate::error::Result;
+use crate::ivec::IVec;
 use crate::pagecache::{FrameKind, FrameRef, NewDelta, NewFrame, PageState, SLOTS, Slot, Word};
 use crossbeam_epoch::Guard;
 use std::borrow::Cow;
@@ -23,7 +24,7 @@ use std::ops::Range;
 
 /// Changes that an overlay keeps as they are when it gets its image back, unless they replace big values: if it is dropped
 /// again, they need not be written for that.
-const KEPT: usize = SLOTS * 3 / 4;
+pub(super) const KEPT: usize = SLOTS * 3 / 4;
 
 /// How an overlay is folded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +67,33 @@ impl Forest {
     /// # Errors
     /// What reading the image under an overlay failed with.
     pub(super) fn consolidate(&self, tree: &BwTree, at: At<'_>, fold: Fold, guard: &Guard) -> Result<()> {
+        self.consolidate_over(tree, at, fold, None, guard)
+    }
+
+    /// Reads the image under an overlay.
+    ///
+    /// # Errors
+    /// What that failed with.
+    pub(super) fn image_below(&self, tree: &BwTree, at: At<'_>) -> Result<IVec> {
+        let leaf = at.leaf();
+        let image = self.cache.read_below(at.frame);
+        let image = image.map_err(|error| error.concerns(&tree.name, leaf.low(), leaf.high()))?;
+        add(&self.cache.counters.overlay_faults);
+        Ok(image)
+    }
+
+    /// As [`Self::consolidate`]; `below`: the image under the overlay, if it was read already.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn consolidate_over(
+        &self,
+        tree: &BwTree,
+        at: At<'_>,
+        fold: Fold,
+        below: Option<IVec>,
+        guard: &Guard,
+    ) -> Result<()> {
         let used = at.frame.freeze();
         match self.cache.load(at.pid, guard) {
             (_, PageState::Resident(current)) if current.address() == at.frame.address() => {}
@@ -81,14 +109,17 @@ impl Forest {
         let image;
         let blind = at.frame.overlay() && fold == Fold::Blind && leaf.payload() < self.options.leaf;
         let below = if at.frame.overlay() && !blind {
-            let below = self.cache.read_below(at.frame);
-            image = below.map_err(|error| error.concerns(&tree.name, leaf.low(), leaf.high()))?;
-            add(&self.cache.counters.overlay_faults);
+            image = match below {
+                Some(image) => image,
+                None => self.image_below(tree, at)?,
+            };
             let below = Leaf::new(&image);
             // The cleaner relies on it that a fold counts the death of a big value: a checkpoint that finds the frame
             // replaced takes what was below its redo LSN for folded, and frees the segment.
             let kills = || tree.is_big() && !gather(at.frame, used, Some(below)).dropped.is_empty();
-            if leaf.len() == 0 && used <= KEPT && !kills() {
+            // E1: the image has what the base has.
+            let copied = leaf.len() == 0 || at.frame.first_lsn() == Lsn::MAX;
+            if copied && used <= KEPT && !kills() {
                 // If somebody was faster, the page is another now.
                 let _ = self.cache.rebase((at.pid, at.frame), used, (&image, false), guard);
                 return Ok(());

@@ -24,11 +24,7 @@ use crate::ivec::IVec;
 use crate::pagecache::PageState;
 use std::ops::{Bound, Range};
 
-/// A step for so many pairs is one of a long iteration, which will go on to the next leaf.
-const LONG_STEP: usize = 64;
-
-/// Bytes of the next leaf of a long iteration that are asked for: most of what a leaf has. Asking for 2 KiB or 12 KiB gains
-/// less.
+/// Bytes of the next leaf of an iteration that are asked for: most of what a leaf has. Asking for 2 KiB or 12 KiB gains less.
 const EXPECTED: usize = 6144;
 
 /// How a step ended.
@@ -199,7 +195,7 @@ impl Forest {
             let next = IVec::from(fence);
             *start = if backwards { Bound::Excluded(next) } else { Bound::Included(next) };
             if !out.is_empty() {
-                if let (Bound::Included(key), true) = (slice(start), most >= LONG_STEP) {
+                if let Bound::Included(key) = slice(start) {
                     self.prefetch_leaf(tree, key, &guard);
                 }
                 return Ok(Ended::More);

@@ -1,5 +1,6 @@
 //! The walk from the root to a leaf, and to an inner node; helps half-done splits along.
 
+use super::excerpt::For;
 use super::inner::Inner;
 use super::leaf::Leaf;
 use super::{BwTree, Forest};
@@ -12,8 +13,8 @@ const MOST_ASTRAY: usize = 1000;
 
 /// Leaves that are asked for together.
 pub(super) const TOGETHER: usize = 16;
-/// Bytes of an inner node that are asked for before it is searched: its header, and where the search begins.
-const INNER_FIRST: usize = 512;
+/// Bytes of an inner node that are asked for before it is searched: its header, and the samples of up to 512 children.
+const INNER_FIRST: usize = 384;
 
 /// A page where the walk ended.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +64,10 @@ trait Goal: Copy {
     fn child(self, node: Inner<'_>) -> usize;
     /// A key that the leaf may have.
     fn key(&self) -> &[u8];
+    /// What for, if no more of the leaf is needed than what it says about that key.
+    fn one_record(&self) -> Option<For> {
+        None
+    }
 }
 
 /// The leaf whose range has the key.
@@ -87,6 +92,35 @@ impl Goal for Of<'_> {
 
     fn key(&self) -> &[u8] {
         self.0
+    }
+}
+
+/// The same, for somebody who needs no more of it than what it says about the key.
+#[derive(Clone, Copy, Debug)]
+struct Record<'a>(Of<'a>, For);
+
+impl Goal for Record<'_> {
+    #[inline(always)]
+    fn is_past_inner(self, node: Inner<'_>) -> bool {
+        self.0.is_past_inner(node)
+    }
+
+    #[inline(always)]
+    fn is_past_leaf(self, leaf: Leaf<'_>) -> bool {
+        self.0.is_past_leaf(leaf)
+    }
+
+    #[inline(always)]
+    fn child(self, node: Inner<'_>) -> usize {
+        self.0.child(node)
+    }
+
+    fn key(&self) -> &[u8] {
+        self.0.key()
+    }
+
+    fn one_record(&self) -> Option<For> {
+        Some(self.1)
     }
 }
 
@@ -121,6 +155,20 @@ impl Forest {
     #[inline]
     pub(super) fn leaf<'g>(&self, tree: &BwTree, key: &[u8], guard: &'g Guard) -> Result<At<'g>> {
         self.walk(tree, Of(key), guard)
+    }
+
+    /// The leaf whose range has `key`; if it was on disk, perhaps only what it says about that key (`tree/excerpt.rs`).
+    ///
+    /// # Errors
+    /// As for [`Self::leaf`].
+    #[inline]
+    pub(super) fn leaf_of_record<'g>(
+        &self,
+        tree: &BwTree,
+        (key, what_for): (&[u8], For),
+        guard: &'g Guard,
+    ) -> Result<At<'g>> {
+        self.walk(tree, Record(Of(key), what_for), guard)
     }
 
     /// The leaf with the greatest keys below `key`, in memory; `None` = the last leaf.
@@ -211,6 +259,8 @@ impl Forest {
             };
             if above_leaves {
                 frame.prefetch_for_get();
+            } else {
+                frame.prefetch_first(INNER_FIRST);
             }
             if frame.kind() == FrameKind::Inner {
                 let node = Inner::new(frame.base());
@@ -273,7 +323,10 @@ impl Forest {
             }
             return Ok(());
         }
-        self.cache.fault_in(pid, tree.id, (image, &bytes), guard);
+        let one = goal.one_record().map(|what_for| (goal.key(), what_for));
+        let excerpt = one.and_then(|record| self.excerpt(tree, None, Leaf::new(&bytes), record));
+        let (base, overlay) = excerpt.as_deref().map_or((&bytes[..], false), |base| (base, true));
+        self.cache.fault_in(pid, tree.id, image, (base, overlay), guard);
         Ok(())
     }
 

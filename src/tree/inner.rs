@@ -13,10 +13,14 @@
 //! | 16 | 4 | high fence length, `u32::MAX` = no upper end |
 //! | 20 | 4 | PID of the right sibling, 0 = none |
 //! | 24 | 8 | head of the high fence: its first 8 bytes, big-endian value; all ones = no upper end |
-//! | 32 | 8 (n-1) | heads: the same of each separator after the prefix |
+//! | 32 | 8 s | samples, s = (n-1) / 16 rounded down: of each whole block of 16 heads the last one |
+//! | . | 8 (n-1) | heads: first 8 bytes, as above, of each separator after the prefix |
 //! | . | 4 n | PIDs of the children |
 //! | . | 4 n | ends of the separators' suffixes, the first one 0 |
 //! | . | . | suffixes, low fence, high fence |
+//!
+//! A search looks at the samples, which come with the header, and then at one block of heads, so that it waits for memory
+//! twice, however many children there are.
 //!
 //! Child `i` covers `[separator i, separator i + 1)`; separator 0 is the low fence and is not stored again.
 //!
@@ -25,9 +29,12 @@
 //! Key heads: G. Graefe and P. Larson, "B-Tree Indexes and CPU Caches", ICDE 2001.
 
 use super::common_prefix;
+use crate::base::prefetch;
 use std::cmp::Ordering;
 
 const HEADER: usize = 32;
+/// Heads for which there is one sample.
+const BLOCK: usize = 16;
 const NO_HIGH: u32 = u32::MAX;
 
 /// First eight bytes as a number that orders like them; shorter ones are padded with zeros.
@@ -94,21 +101,39 @@ impl<'a> Inner<'a> {
         (self.field(16) != NO_HIGH).then(|| &self.bytes[self.bytes.len() - self.high_len()..])
     }
 
+    /// Where the heads start.
+    #[inline]
+    fn heads_at(self) -> usize {
+        HEADER + 8 * ((self.children() - 1) / BLOCK)
+    }
+
+    /// Where the PIDs start.
+    #[inline]
+    fn pids_at(self) -> usize {
+        self.heads_at() + 8 * (self.children() - 1)
+    }
+
+    /// The last head of each whole block.
+    #[inline]
+    fn samples(self) -> &'a [[u8; 8]] {
+        self.bytes[HEADER..self.heads_at()].as_chunks().0
+    }
+
     /// The heads of all separators.
     #[inline]
     fn heads(self) -> &'a [[u8; 8]] {
-        self.bytes[HEADER..HEADER + 8 * (self.children() - 1)].as_chunks().0
+        self.bytes[self.heads_at()..self.pids_at()].as_chunks().0
     }
 
     /// PID of child `i`.
     #[inline]
     pub fn child(self, i: usize) -> u32 {
-        self.field(HEADER + 8 * (self.children() - 1) + 4 * i)
+        self.field(self.pids_at() + 4 * i)
     }
 
     /// Separator `i + 1` without the prefix.
     fn suffix(self, i: usize) -> &'a [u8] {
-        let ends = HEADER + 8 * (self.children() - 1) + 4 * self.children();
+        let ends = self.pids_at() + 4 * self.children();
         let start = ends + 4 * self.children();
         let (from, to) = (self.field(ends + 4 * i), self.field(ends + 4 * (i + 1)));
         &self.bytes[start + from as usize..start + to as usize]
@@ -161,16 +186,24 @@ impl<'a> Inner<'a> {
     pub fn insert(self, at: usize, separator: &[u8], pid: u32) -> Vec<u8> {
         let n = self.children();
         let suffix = &separator[self.field(8) as usize..];
-        let pids = HEADER + 8 * (n - 1);
+        let pids = self.pids_at();
         let ends = pids + 4 * n;
         let suffixes = ends + 4 * n;
         let start = self.field(ends + 4 * (at - 1)) as usize;
         let len = u32::try_from(suffix.len()).expect("keys are shorter than 4 GiB");
-        let mut node = Vec::with_capacity(self.bytes.len() + 16 + suffix.len());
+        let mut node = Vec::with_capacity(self.bytes.len() + 24 + suffix.len());
         node.extend_from_slice(&u32::to_le_bytes(n as u32 + 1));
-        let split_heads = HEADER + 8 * (at - 1);
-        node.extend_from_slice(&self.bytes[4..split_heads]);
-        node.extend_from_slice(&head(suffix).to_le_bytes());
+        node.extend_from_slice(&self.bytes[4..HEADER]);
+        let (new, heads) = (head(suffix).to_le_bytes(), self.heads());
+        let head = |i: usize| match i.cmp(&(at - 1)) {
+            Ordering::Less => heads[i],
+            Ordering::Equal => new,
+            Ordering::Greater => heads[i - 1],
+        };
+        (1..=n / BLOCK).for_each(|block| node.extend_from_slice(&head(block * BLOCK - 1)));
+        let split_heads = self.heads_at() + 8 * (at - 1);
+        node.extend_from_slice(&self.bytes[self.heads_at()..split_heads]);
+        node.extend_from_slice(&new);
         node.extend_from_slice(&self.bytes[split_heads..pids + 4 * at]);
         node.extend_from_slice(&pid.to_le_bytes());
         node.extend_from_slice(&self.bytes[pids + 4 * at..ends + 4 * at]);
@@ -203,8 +236,13 @@ impl<'a> Inner<'a> {
         let suffix = &key[self.field(8) as usize..];
         let wanted = head(suffix);
         // Heads first: the first separator whose head is not below the key's, ...
+        let is_below = |head: &[u8; 8]| u64::from_le_bytes(*head) < wanted;
         let heads = self.heads();
-        let low = heads.partition_point(|head| u64::from_le_bytes(*head) < wanted);
+        let start = BLOCK * self.samples().partition_point(is_below);
+        let block = &heads[start..heads.len().min(start + BLOCK)];
+        prefetch(self.bytes.as_ptr().wrapping_add(self.pids_at() + 4 * start), 4 * BLOCK);
+        // All of them, without a branch: they are in two lines, or three.
+        let low = start + block.iter().filter(|head| is_below(head)).count();
         if heads.get(low) != Some(&wanted.to_le_bytes()) {
             return low;
         }
@@ -250,6 +288,10 @@ pub fn build(level: u32, children: &[(&[u8], u32)], high: Option<&[u8]>, right: 
     node.extend_from_slice(&right.to_le_bytes());
     node.extend_from_slice(&high.map_or(u64::MAX, head).to_le_bytes());
     let suffixes = || children[1..].iter().map(|(key, _)| &key[prefix..]);
+    suffixes()
+        .skip(BLOCK - 1)
+        .step_by(BLOCK)
+        .for_each(|suffix| node.extend_from_slice(&head(suffix).to_le_bytes()));
     suffixes().for_each(|suffix| node.extend_from_slice(&head(suffix).to_le_bytes()));
     children.iter().for_each(|(_, pid)| node.extend_from_slice(&pid.to_le_bytes()));
     let mut end = 0;
@@ -278,14 +320,15 @@ mod tests {
             seed ^= seed << 17;
             seed % n
         };
-        for _ in 0..if cfg!(miri) { 5 } else { 2_000 } {
+        for few in [true, false].repeat(if cfg!(miri) { 3 } else { 1_000 }) {
             // Long equal runs in front, so that many heads are the same; zero bytes, which pad heads.
             let mut random_key = || -> Vec<u8> {
                 let front = [0, 7, 8, 12][below(4) as usize];
-                let tail = (0..below(4)).map(|_| [0, 1, 0xFF][below(3) as usize]).collect::<Vec<u8>>();
+                let tail = (0..below(5)).map(|_| [0, 1, 0xFF][below(3) as usize]).collect::<Vec<u8>>();
                 [vec![0; front], tail].concat()
             };
-            let mut keys: BTreeSet<Vec<u8>> = (0..50).map(|_| random_key()).collect();
+            let wanted = if few { 20 } else { 90 };
+            let mut keys: BTreeSet<Vec<u8>> = (0..wanted).map(|_| random_key()).collect();
             let probes: Vec<Vec<u8>> = (0..100).map(|_| random_key()).collect();
             let high = keys.pop_last().filter(|_| probes[0].len().is_multiple_of(2));
             let low = keys.first().expect("several keys").clone();
@@ -312,6 +355,26 @@ mod tests {
                     let expected = keys.iter().filter(|k| *k <= probe).count() - 1;
                     assert_eq!(inner.find(probe), expected, "{probe:?} in {keys:?}");
                 }
+            }
+        }
+    }
+
+    /// Where a block of heads is just full, or one more or fewer.
+    #[test]
+    fn every_number_of_children_is_searched_right() {
+        for n in 1..=3 * BLOCK as u32 + 2 {
+            let keys: Vec<[u8; 4]> = (0..n).map(|i| (2 * i).to_be_bytes()).collect();
+            let children: Vec<(&[u8], u32)> = keys
+                .iter()
+                .zip(10..)
+                .map(|(key, pid)| (if pid == 10 { &[][..] } else { &key[..] }, pid))
+                .collect();
+            let node = build(1, &children, None, 0);
+            let inner = Inner::new(&node);
+            for key in 0..2 * n + 2 {
+                let expected = (key / 2).min(n - 1);
+                assert_eq!(inner.find(&key.to_be_bytes()), expected as usize, "{key} of {n}");
+                assert_eq!(inner.child(expected as usize), 10 + expected);
             }
         }
     }

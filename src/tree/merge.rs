@@ -133,7 +133,7 @@ impl Forest {
                         // Moved on, or damaged, which is for those to say who need it.
                         return Ok(None);
                     }
-                    self.cache.fault_in(pid, tree.id, (image, &bytes), guard);
+                    self.cache.fault_in(pid, tree.id, image, (&bytes, false), guard);
                 }
                 // Folded first, so that its size is what is in it.
                 PageState::Resident(frame) if frame.overlay() || frame.used().0 > 0 => {

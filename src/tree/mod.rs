@@ -27,7 +27,8 @@
 //!   its parent.
 //! - T5: per key, the order of LSNs is the order of publication.
 //!
-//! T6 and T7 are those of commits, in [`intent`]; T8 is that of the number of keys, in [`length`].
+//! T6 and T7 are those of commits, in [`intent`]; T8 is that of the number of keys, in [`length`]; E1 is that of what is known of
+//! leaves on disk, in [`excerpt`].
 //!
 //! # References
 //!
@@ -40,6 +41,7 @@ mod copied;
 mod cursor;
 mod delta;
 mod descent;
+mod excerpt;
 mod fold;
 pub mod inner;
 mod intent;
@@ -111,6 +113,8 @@ pub struct TreeOptions {
 pub struct TreeCounters {
     /// Leaves folded.
     pub consolidations: AtomicU64,
+    /// Records added to excerpts.
+    pub excerpted: AtomicU64,
     /// Leaves split, roots not counted.
     pub leaf_splits: AtomicU64,
     /// Inner nodes split, roots not counted.
@@ -230,8 +234,7 @@ impl Forest {
             wake: OnceLock::new(),
         };
         let captured: Lsn = forest.load_directory()?;
-        let each = &mut |lsn, kind, body: &[u8]| forest.replay(lsn, kind, body, captured);
-        let fresh = forest.cache.replay(each)?;
+        let fresh = forest.replay_all(captured)?;
         forest.recount_big_values()?;
         forest.set_budget();
         Ok((forest, fresh))
@@ -346,17 +349,12 @@ impl Forest {
 
     /// Lets the epoch move on, and so gives back memory that waits for it.
     pub fn move_epoch(&self) {
-        let mut before = u64::MAX;
-        // A call frees a part of what is due.
-        while self.cache.retired() < before {
-            before = self.cache.retired();
-            crossbeam_epoch::pin().flush();
-        }
+        self.cache.move_epoch();
     }
 
-    /// Whether memory or a dropped tree waits for the epoch to move on.
+    /// Whether memory, segments or a dropped tree wait for the epoch to move on.
     pub fn waits_for_epoch(&self) -> bool {
-        self.cache.retired() > 0 || !self.unfreed.lock().is_empty()
+        self.cache.retired() > 0 || self.log().segments().is_draining() || !self.unfreed.lock().is_empty()
     }
 
     /// Whether maintenance has a thread of its own, which may take its time.
@@ -368,6 +366,7 @@ impl Forest {
     pub fn is_due(&self) -> bool {
         // Relaxed: a hint.
         self.cache.excess() > 0
+            || self.cache.grows()
             || self.sparse_count.load(Ordering::Relaxed) >= SPARSE_DUE
             || self.checkpoint_due()
             || !self.dropped.lock().is_empty()
@@ -481,6 +480,13 @@ impl Forest {
         }
     }
 
+    /// Has memory made ready if there is a thread that can do that while others go on.
+    fn make_ready(&self) {
+        if self.cache.grows() && self.has_maintenance_thread() {
+            self.cache.make_ready();
+        }
+    }
+
     /// Evicts as far as the capacity asks for it, and does nothing else.
     fn make_room(&self) -> Result<()> {
         if self.cache.excess() == 0 {
@@ -511,6 +517,7 @@ impl Forest {
     /// What reading or writing failed with; what was not done is due again.
     pub fn maintain(&self) -> Result<()> {
         let mut result = Ok(());
+        self.make_ready();
         if self.cache.excess() > 0 {
             result = self.cache.evict(self.cache.margin(), &|id, at, guard| self.link(id, at, guard));
         }
@@ -544,7 +551,7 @@ impl Forest {
             if self.unfreed.lock().is_empty() {
                 break;
             }
-            crossbeam_epoch::pin().flush();
+            self.move_epoch();
             self.free_dropped()?;
             std::thread::yield_now();
         }
@@ -574,7 +581,7 @@ impl Forest {
     /// Gives what was freed a while to get through the epoch; what a sleeping guard holds up comes next time.
     fn await_epoch(&self) {
         for round in 0..20 {
-            crossbeam_epoch::pin().flush();
+            self.move_epoch();
             if !self.log().segments().is_draining() {
                 break;
             }
@@ -591,6 +598,7 @@ impl Forest {
     pub fn settle(&self) -> Result<()> {
         for _ in 0..3 {
             self.maintain()?;
+            self.log().pages().seal_sparse();
             self.tidy()?;
             self.log().give_back(true)?;
             if !self.is_untidy() {
@@ -609,5 +617,21 @@ impl Forest {
         freed > usage.live / 16 + (256 << 10)
             || usage.used - usage.dead > self.clean_goal(&usage, self.options.amplification.1)
             || !self.unfreed.lock().is_empty()
+    }
+
+    /// The layer below.
+    #[cfg(test)]
+    pub fn cache(&self) -> &PageCache<impl crate::pagecache::Page> {
+        &self.cache
+    }
+
+    /// As [`PageCache::compact`].
+    pub fn compact(&self) {
+        self.cache.compact();
+    }
+
+    /// Whether memory could be given back that is spread over what is in use.
+    pub fn is_spread(&self) -> bool {
+        self.cache.is_spread()
     }
 }

@@ -1,9 +1,9 @@
 //! Point reads.
 
-use super::consolidate::Fold;
 use super::cursor::successor;
 use super::delta::value_of;
 use super::descent::At;
+use super::excerpt::For;
 use super::leaf::{BigRef, Value, fingerprint};
 use super::{BwTree, Forest};
 use crate::error::Result;
@@ -69,7 +69,7 @@ impl Forest {
         let guard = crossbeam_epoch::pin();
         tree.check()?;
         loop {
-            let at = self.leaf(tree, key, &guard)?;
+            let at = self.leaf_of_record(tree, (key, For::Reading), &guard)?;
             at.frame.touch();
             let found = match at.frame.find(fingerprint, key) {
                 Some(delta) => Found::of(value_of(delta)),
@@ -78,7 +78,7 @@ impl Forest {
             match found {
                 Found::Value(value) => return show(self, Some(value), &guard),
                 Found::Absent => return show(self, None, &guard),
-                Found::Unknown => self.consolidate(tree, at, Fold::Whole, &guard)?,
+                Found::Unknown => self.take_in(tree, at, (key, For::Reading), &guard)?,
             }
         }
     }

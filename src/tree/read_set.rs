@@ -25,9 +25,9 @@
 //! (Silo), SOSP 2013, section 4.4. One consistent state at any time, by a clock that all reads are compared with: Dice,
 //! Shalev, Shavit, "Transactional Locking II", DISC 2006, section 2.2.
 
-use super::consolidate::Fold;
 use super::delta::{Merged, SortedDeltas, value_of};
 use super::descent::At;
+use super::excerpt::For;
 use super::leaf::{Leaf, Value, fingerprint};
 use super::priority::Holder;
 use super::{BwTree, Forest};
@@ -154,7 +154,7 @@ impl Forest {
         let fingerprint = fingerprint(key);
         tree.check()?;
         loop {
-            let at = self.leaf(tree, key, guard)?;
+            let at = self.leaf_of_record(tree, (key, For::Reading), guard)?;
             at.frame.touch();
             let look = at.frame.look(fingerprint, key, who);
             let (value, stamp) = match look.delta {
@@ -162,7 +162,7 @@ impl Forest {
                 None => (at.leaf().find(key, fingerprint), at.frame.newest()),
             };
             if value.is_none() && at.frame.overlay() {
-                self.consolidate(tree, at, Fold::Whole, guard)?;
+                self.take_in(tree, at, (key, For::Reading), guard)?;
                 continue;
             }
             let version = (at.frame.id(), look.slot);

@@ -29,7 +29,23 @@ use crate::pagecache::{
 use crossbeam_epoch::Guard;
 use parking_lot::MutexGuard;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+/// Records after which it is worth while to make memory ready beside the replay of more.
+const MANY: u64 = 50_000;
+/// How often it is seen whether more is needed.
+const LOOK_AGAIN: Duration = Duration::from_micros(300);
+
+/// Says that something has ended, be it by a panic.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        // Relaxed: what follows waits for the thread that sees it.
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 impl Forest {
     /// Makes a checkpoint. `keep_tail`: replay may start where it started before.
@@ -61,6 +77,7 @@ impl Forest {
             let mut low = Some(Vec::new());
             while let Some(from) = low {
                 self.give_way(&mut pace);
+                self.make_ready();
                 low = match self.list_step(builder, tree, &from) {
                     Ok(next) => next,
                     // Dropped meanwhile, which is in the redo tail: what was listed of it is a tree that ends
@@ -231,6 +248,36 @@ impl Forest {
             right: 0,
         };
         self.cache.frame(new, guard)
+    }
+
+    /// Applies the redo tail; `captured` is the LSN of the directory. Whether the file was new.
+    ///
+    /// # Errors
+    /// As for [`PageCache::replay`](crate::pagecache::PageCache::replay).
+    pub(super) fn replay_all(&self, captured: Lsn) -> Result<bool> {
+        let ended = AtomicBool::new(false);
+        let make_ready = || {
+            // Relaxed: whoever is late makes a region ready for nothing.
+            while !ended.load(Ordering::Relaxed) {
+                if self.cache.grows() {
+                    self.cache.make_ready();
+                }
+                std::thread::sleep(LOOK_AGAIN);
+            }
+        };
+        std::thread::scope(|scope| {
+            let _end = End(&ended);
+            let mut records = 0;
+            self.cache.replay(&mut |lsn, kind, body: &[u8]| {
+                records += 1;
+                if records == MANY {
+                    // There is no maintenance thread yet. Without this one it takes a little longer.
+                    let helper = std::thread::Builder::new().name("sled-open".into());
+                    let _ = helper.spawn_scoped(scope, make_ready);
+                }
+                self.replay(lsn, kind, body, captured)
+            })
+        })
     }
 
     /// Applies a redo record; `false`: it refers to a big value that never reached the medium.

@@ -15,6 +15,7 @@
 use super::consolidate::Fold;
 use super::delta::{big_image, value_of};
 use super::descent::At;
+use super::excerpt::For;
 use super::leaf::{BigRef, Value, fingerprint};
 use super::read::Found;
 use super::redo::Record;
@@ -161,7 +162,7 @@ impl Forest {
         let fingerprint = attempt.fingerprint;
         let guard = crossbeam_epoch::pin();
         tree.check()?;
-        let at = self.leaf(tree, key, &guard)?;
+        let at = self.leaf_of_record(tree, (key, For::Writing), &guard)?;
         at.frame.touch();
         let look = at.frame.look(fingerprint, key, Looker::Writer(None));
         if let Some(run) = look.blocked {
@@ -177,8 +178,12 @@ impl Forest {
         };
         if look.frozen || found == Found::Unknown {
             self.make_way(at.frame, None);
-            self.consolidate(tree, at, Fold::Whole, &guard)?;
             let frozen = look.frozen;
+            if frozen {
+                self.consolidate(tree, at, self.fold(tree), &guard)?;
+            } else {
+                self.take_in(tree, at, (key, For::Writing), &guard)?;
+            }
             drop(guard);
             // A leaf that just got its image is needed first: one that is larger than the capacity would lose it again.
             if frozen {
@@ -228,7 +233,7 @@ impl Forest {
         if old_image.is_some() || full {
             // A full frame is due; folding a big value away at once lets its bytes be reused soon.
             // The change is made, whatever becomes of this; the next writer folds a frozen frame.
-            let _ = self.consolidate(tree, at, Fold::Whole, &guard);
+            let _ = self.consolidate(tree, at, self.fold(tree), &guard);
         }
         drop(guard);
         if busy || full {

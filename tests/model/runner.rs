@@ -13,7 +13,7 @@ use std::ops::Bound;
 /// How often each rare path ran, over all programs.
 pub type Totals = BTreeMap<&'static str, u64>;
 
-fn list(c: &Counters) -> [(&'static str, u64); 19] {
+fn list(c: &Counters) -> [(&'static str, u64); 20] {
     [
         ("consolidations", c.consolidations),
         ("leaf_splits", c.leaf_splits),
@@ -27,6 +27,7 @@ fn list(c: &Counters) -> [(&'static str, u64); 19] {
         ("faults", c.faults),
         ("shrunk", c.shrunk),
         ("overlay_faults", c.overlay_faults),
+        ("excerpted", c.excerpted),
         ("checkpoints", c.checkpoints),
         ("cleaned_segments", c.cleaned_segments),
         ("moved_images", c.moved_images),

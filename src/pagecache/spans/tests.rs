@@ -68,7 +68,7 @@ impl Block {
 
 impl Spans {
     fn check_invariants(&self) {
-        let state = self.0.lock();
+        let state = self.state.lock();
         state.regions.check_invariants();
         for (class, partial) in state.partial.iter().enumerate() {
             for key in partial {
@@ -87,11 +87,11 @@ impl Spans {
     }
 
     fn mapped(&self) -> usize {
-        self.0.lock().regions.mapped()
+        self.state.lock().regions.mapped()
     }
 
     fn given_back(&self) -> u64 {
-        self.0.lock().regions.given_back()
+        self.state.lock().regions.given_back()
     }
 }
 
@@ -156,8 +156,11 @@ fn mixed(random: &mut Random) -> usize {
 #[cfg(not(any(miri, loom)))]
 #[test]
 fn churn_leaves_no_more_than_a_quarter_unused() {
-    for (seed, capacity) in [(1, 8_usize << 20), (2, 64 << 20)] {
+    for (seed, capacity, huge) in [(1, 8_usize << 20, false), (2, 64 << 20, false), (3, 64 << 20, true)] {
         let (spans, mut random) = (Spans::default(), Random(seed));
+        if huge {
+            spans.use_huge_pages();
+        }
         let (mut blocks, mut in_use) = (Vec::new(), 0);
         for step in 0..600_000 {
             let block = Block::new(&spans, mixed(&mut random), step as u8);
@@ -219,6 +222,103 @@ fn the_lowest_free_block_and_the_lowest_free_page_come_first() {
     blocks.into_iter().chain(other).for_each(|block| block.free(&spans));
 }
 
+/// Moves every block in use that is in one of the ranges; how many of them are in one again.
+fn move_out(spans: &Spans, blocks: &mut [Block], ranges: &[Range<usize>]) -> usize {
+    assert!(ranges.is_sorted_by(|a, b| a.end <= b.start), "in order, and none overlaps");
+    let is_in = |block: &Block| ranges.iter().any(|range| range.contains(&block.start.as_ptr().addr()));
+    let mut again = 0;
+    for block in blocks {
+        if is_in(block) {
+            let moved = Block::new(spans, block.size, block.mark);
+            again += usize::from(is_in(&moved));
+            std::mem::replace(block, moved).free(spans);
+        }
+    }
+    again
+}
+
+/// With huge pages nothing small goes back; instead the last regions can be emptied, and go back whole.
+#[test]
+fn the_last_regions_can_be_emptied_into_the_others() {
+    let spans = Spans::default();
+    spans.use_huge_pages();
+    let all = (0..8_000 / SLOW.min(5)).map(|i| Block::new(&spans, 5_000, i as u8));
+    // Stretches of some spans are free then, and others in use.
+    let (freed, blocks): (Vec<_>, Vec<_>) = all.enumerate().partition(|(i, _)| i / 30 % 4 == 0);
+    let mut blocks: Vec<_> = blocks.into_iter().map(|(_, block)| block).collect();
+    assert!(!spans.has_surplus(), "nothing is free");
+    freed.into_iter().for_each(|(_, block)| block.free(&spans));
+    assert!(spans.has_surplus());
+    let (mapped, held) = (spans.mapped(), spans.held());
+    let mut emptied = 0;
+    spans.vacate(|ranges| {
+        emptied += ranges.iter().filter(|range| range.len() == REGION).count();
+        let again = move_out(&spans, &mut blocks, ranges);
+        assert_eq!(again, 0, "there is room elsewhere");
+    });
+    spans.check_invariants();
+    assert!(emptied > 0 && (!LAZY || spans.mapped() < mapped));
+    assert!(spans.held() < held && !spans.has_surplus(), "once is enough");
+    blocks.into_iter().for_each(|block| block.free(&spans));
+    spans.check_invariants();
+}
+
+/// A span with one block takes up as much as a full one.
+#[test]
+fn blocks_of_sparse_spans_can_be_moved_together() {
+    for huge in [false, true] {
+        let (spans, mut random) = (Spans::default(), Random(5));
+        if huge {
+            spans.use_huge_pages();
+        }
+        let mut blocks: Vec<_> =
+            (0..8_000 / SLOW.min(5)).map(|i| Block::new(&spans, mixed(&mut random), i as u8)).collect();
+        while blocks.len() > 3_000 / SLOW.min(5) {
+            blocks.swap_remove(random.below(blocks.len())).free(&spans);
+        }
+        let in_use = |blocks: &[Block]| blocks.iter().map(|block| block.size).sum::<usize>() as u64;
+        let before = (spans.held(), in_use(&blocks));
+        assert!(
+            spans.has_surplus() && before.0 * 10 > before.1 * 13,
+            "{before:?}: there is something to gain"
+        );
+        spans.vacate(|ranges| {
+            move_out(&spans, &mut blocks, ranges);
+        });
+        spans.check_invariants();
+        let after = (spans.held(), in_use(&blocks));
+        assert_eq!(after.1, before.1);
+        // A span for each class, and what does not fit into pages, is left.
+        assert!(!LAZY || after.0 * 10 < after.1 * 12, "{after:?}, {before:?} before");
+        assert!(!spans.has_surplus(), "once is enough");
+        blocks.into_iter().for_each(|block| block.free(&spans));
+    }
+}
+
+/// What cannot be moved is not tried again and again.
+#[test]
+fn sparse_spans_that_stay_are_left_alone() {
+    let (spans, mut random) = (Spans::default(), Random(6));
+    let mut blocks: Vec<_> =
+        (0..8_000 / SLOW.min(10)).map(|_| Block::new(&spans, mixed(&mut random), 1)).collect();
+    while blocks.len() > 3_000 / SLOW.min(10) {
+        blocks.swap_remove(random.below(blocks.len())).free(&spans);
+    }
+    let mut calls = 0;
+    spans.vacate(|_| calls += 1);
+    assert_eq!((calls, spans.has_surplus()), (1, false));
+    blocks.into_iter().for_each(|block| block.free(&spans));
+    assert!(!spans.has_surplus());
+    // As sparse as before, and nobody has tried that.
+    let mut blocks: Vec<_> =
+        (0..8_000 / SLOW.min(10)).map(|_| Block::new(&spans, mixed(&mut random), 1)).collect();
+    while blocks.len() > 3_000 / SLOW.min(10) {
+        blocks.swap_remove(random.below(blocks.len())).free(&spans);
+    }
+    assert!(spans.has_surplus());
+    blocks.into_iter().for_each(|block| block.free(&spans));
+}
+
 #[test]
 #[should_panic(expected = "freed twice")]
 fn freeing_a_block_twice_is_noticed() {
@@ -269,4 +369,32 @@ fn threads_free_what_others_allocated() {
     hands.into_iter().flat_map(Mutex::into_inner).for_each(|block| block.free(&spans));
     spans.check_invariants();
     assert!(spans.held() <= (2 * SPARE * PAGE) as u64);
+}
+
+#[test]
+fn regions_that_were_made_ready_are_used_first_and_go_back() {
+    let spans = Spans::default();
+    spans.make_ready(2);
+    assert_eq!(spans.held(), 0, "not without huge pages");
+    spans.use_huge_pages();
+    assert!(!spans.grows());
+    let block = Block::new(&spans, 5_000, 1);
+    assert!(spans.grows(), "a region was mapped");
+    let held = spans.held();
+    spans.make_ready(2);
+    assert!(!spans.grows());
+    assert_eq!(spans.held(), held + 2 * REGION as u64);
+    spans.make_ready(1);
+    assert_eq!(spans.held(), held + 2 * REGION as u64, "there are enough");
+    let mut blocks = vec![block];
+    while !spans.grows() {
+        blocks.push(Block::new(&spans, 5_000, 2));
+    }
+    assert_eq!(spans.state.lock().regions.ready.len(), 1);
+    spans.check_invariants();
+    assert!(spans.has_surplus());
+    spans.drop_ready();
+    assert!(spans.state.lock().regions.ready.is_empty());
+    blocks.into_iter().for_each(|block| block.free(&spans));
+    spans.check_invariants();
 }
