@@ -9,11 +9,12 @@ mod common_durability;
 use common_durability::{Random, Watchdog, bytes_of, within};
 use sled::Config;
 use sled::testing::{
-    CrashMode, SimStorage, Tuning, check_invariants, checkpoint, compact, counters, memory_used, open_on,
-    space,
+    CrashMode, OpClass, SimStorage, Tuning, check_invariants, checkpoint, compact, counters, memory_used,
+    open_on, space,
 };
 use sled::transaction::ConflictableTransactionError;
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -86,6 +87,37 @@ fn reads_keep_to_the_capacity() {
             memory_used(&db)
         );
     }
+}
+
+/// What could not be evicted is remembered, as trying again for every call would help nobody. Once that was for good.
+#[test]
+fn what_could_not_be_evicted_is_when_it_can() {
+    let _alone = alone();
+    let storage = SimStorage::new();
+    let config = Config::new().flush_every_ms(None).cache_capacity(CAPACITY);
+    let db = open_on(storage.clone(), &config, small_buffers()).unwrap();
+    let value = |i: u32| bytes_of(u64::from(i), 250);
+    for i in 0..40_000_u32 {
+        db.insert(i.to_be_bytes(), value(i)).unwrap();
+    }
+    db.flush().unwrap();
+    // Of leaves that few records are written to, what is on disk stays there, and without that they cannot be folded.
+    for round in 0..4 {
+        (0..20_000_u32).step_by(40).for_each(|i| drop(db.insert(i.to_be_bytes(), value(i + round))));
+    }
+    storage.fail(OpClass::Read, 0, false, ErrorKind::Other);
+    for seed in 0..4 {
+        (0..20_000_u32).step_by(40).for_each(|i| drop(db.insert(i.to_be_bytes(), bytes_of(seed, 1_500))));
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    let stuck = memory_used(&db);
+    assert!(stuck > CAPACITY + REST, "{stuck} bytes");
+    storage.heal();
+    assert!(
+        within(Duration::from_secs(10), || memory_used(&db) < CAPACITY + REST),
+        "{} bytes of {CAPACITY} at rest, {stuck} before",
+        memory_used(&db)
+    );
 }
 
 /// Without a write that would wake maintenance.

@@ -319,19 +319,27 @@ fn writer_loop(core: &Core, every: Option<Duration>) {
 const EPOCH_TICK: Duration = Duration::from_millis(1);
 /// After so many times, what sleeping guards hold up is left for when something else is due.
 const EPOCH_TICKS: u32 = 11;
+/// At which of them what could not be evicted is tried once more: a quarter of a second after something was due.
+const EVICT_TICK: u32 = 8;
 
 fn maintenance_loop(core: &Core) {
     let mut ticks = 0;
     // Nothing is being written: what gets through the epoch meanwhile is given back.
     let mut resting = false;
     loop {
-        let waits = ticks < EPOCH_TICKS && core.forest.waits_for_epoch();
+        let waits = ticks < EPOCH_TICKS && (core.forest.waits_for_epoch() || core.forest.is_stuck());
         match core.signals.maintenance.wait(waits.then(|| Instant::now() + EPOCH_TICK * (1 << ticks))) {
             Woken::Stop => return,
             Woken::Rung => ticks = 0,
             Woken::TimedOut => {
                 ticks += 1;
                 core.forest.move_epoch();
+                if ticks == EVICT_TICK
+                    && core.forest.is_stuck()
+                    && let Err(error) = core.forest.evict_at_rest()
+                {
+                    log::error!("making room failed, and is tried again when something is due: {error}");
+                }
                 if !core.forest.is_due() {
                     if resting && let Err(error) = core.forest.log().give_back(true) {
                         log::error!("giving free segments back failed: {error}");

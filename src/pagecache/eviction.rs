@@ -136,6 +136,17 @@ impl<P: Page> PageCache<P> {
         self.options.capacity.max(self.stuck.load(Ordering::Relaxed))
     }
 
+    /// Whether more is in use than there should be, and nobody tries to evict it because that did not work last time.
+    pub fn is_stuck(&self) -> bool {
+        self.arena().in_use() > self.options.capacity && self.excess() == 0
+    }
+
+    /// Has eviction tried again though it did not work last time.
+    pub fn retry(&self) {
+        // Relaxed: a hint.
+        self.stuck.store(0, Ordering::Relaxed);
+    }
+
     /// Whether memory, what waits for its epoch included, is so far over the capacity that writers must wait.
     #[inline]
     pub fn over_hard_limit(&self) -> bool {
@@ -220,7 +231,7 @@ impl<P: Page> PageCache<P> {
             // One that is clean has nothing to be kept for.
             let kept = frame.overlay() && !frame.is_clean(frame.used().0);
             let overlay = if kept { frame.bytes() as u64 } else { 0 };
-            if frame.take_clock() || overlay > 0 && hand.overlays <= overlays {
+            if frame.take_clock() || overlay > 0 && hand.overlays < overlays {
                 hand.leave(overlay);
                 continue;
             }

@@ -475,6 +475,9 @@ impl Forest {
                     }
                     rounds += 1;
                 }
+                if rounds > 0 && self.cache.is_stuck() {
+                    (wake.0)();
+                }
                 Ok(())
             }
         }
@@ -485,6 +488,20 @@ impl Forest {
         if self.cache.grows() && self.has_maintenance_thread() {
             self.cache.make_ready();
         }
+    }
+
+    /// Whether memory is above the capacity though nothing is due, as what was in use could not be evicted.
+    pub fn is_stuck(&self) -> bool {
+        self.cache.is_stuck()
+    }
+
+    /// Tries once more to evict what was in use before, now that nobody adds anything.
+    ///
+    /// # Errors
+    /// What writing pages out failed with.
+    pub fn evict_at_rest(&self) -> Result<()> {
+        self.cache.retry();
+        self.make_room()
     }
 
     /// Evicts as far as the capacity asks for it, and does nothing else.
