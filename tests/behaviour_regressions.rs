@@ -563,26 +563,3 @@ fn cleaning_races_with_splits() {
     check_invariants(&db).unwrap();
     assert!(all(&db) == before, "the crash took something that was flushed");
 }
-
-/// Segments are free when the epoch has moved on, and that is when the pages are freed that the checkpoint has replaced. They
-/// were kept where there were more of those than a few calls free.
-#[test]
-fn the_log_of_many_leaves_is_given_back_by_the_checkpoint_that_ends_it() {
-    let tuning = Tuning {
-        leaf_bytes: 128,
-        segment: 64 << 10,
-        redo_budget: 1 << 40,
-        threads: false,
-        ..Tuning::default()
-    };
-    let db = open_on(SimStorage::new(), &quiet(), tuning).unwrap();
-    for number in 0..50_000_u64 {
-        let key = number.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes();
-        db.insert(key, bytes_of(number, 30)).unwrap();
-    }
-    db.flush().unwrap();
-    let logged = db.stats().redo_tail_bytes;
-    checkpoint(&db).unwrap();
-    let (on_disk, images) = (db.size_on_disk().unwrap(), db.stats().live_bytes);
-    assert!(on_disk < images + logged / 4, "{on_disk} bytes on disk, {images} of images, {logged} logged");
-}

@@ -436,6 +436,7 @@ fn a_big_value_said_to_be_where_none_can_be_harms_nothing_else() {
 fn a_checkpoint_lists_what_the_last_leaf_is_split_into() {
     let _alone = alone();
     let key = |number: u32| format!("key {number:05}");
+    const KEYS: u32 = 800;
     let mut hooks = 0;
     for nth in 0..40 {
         let medium = Hooked::default();
@@ -443,22 +444,22 @@ fn a_checkpoint_lists_what_the_last_leaf_is_split_into() {
         let config = tiny_config().cache_capacity(64 << 20);
         let tuning = Tuning { redo_budget: 1 << 40, ..tiny(4096) };
         let db = open_on(medium.clone(), &config, tuning.clone()).unwrap();
-        for number in 0..200 {
+        for number in 0..KEYS {
             db.insert(key(number), &[1; 20][..]).unwrap();
         }
-        let leaves = Arc::new(AtomicUsize::new(0));
-        let (other, count) = (db.clone(), Arc::clone(&leaves));
-        let is_nth_leaf = move |request: common_durability::Request<'_>| {
+        let writes = Arc::new(AtomicUsize::new(0));
+        let (other, count) = (db.clone(), Arc::clone(&writes));
+        let is_nth_write = move |request: common_durability::Request<'_>| {
             let is_leaf = request.bytes.starts_with(b"IMG1") && request.bytes[8] == 1;
             // Relaxed: one thread.
             is_leaf && count.fetch_add(1, Ordering::Relaxed) == nth
         };
         let hooked = Arc::new(AtomicUsize::new(0));
         let done = Arc::clone(&hooked);
-        medium.before_next(is_nth_leaf, move || {
+        medium.before_next(is_nth_write, move || {
             // Before the last key, so that the last one goes to the right.
             for number in 0..30 {
-                other.insert(format!("key 00198 {number:02}"), &[2; 40][..]).unwrap();
+                other.insert(format!("{} {number:02}", key(KEYS - 2)), &[2; 40][..]).unwrap();
             }
             // Relaxed: one thread.
             done.fetch_add(1, Ordering::Relaxed);
@@ -469,14 +470,18 @@ fn a_checkpoint_lists_what_the_last_leaf_is_split_into() {
         // Relaxed: one thread.
         hooks += hooked.load(Ordering::Relaxed);
         let after = open_on(medium.medium.crash(0, CrashMode::DropUnsynced), &config, tuning).unwrap();
-        for number in 0..200 {
+        for number in 0..KEYS {
             let found =
-                after.get(key(number)).unwrap_or_else(|error| panic!("leaf {nth}, key {number}: {error}"));
-            assert_eq!(found.as_deref(), Some(&[1; 20][..]), "leaf {nth}, key {number}");
+                after.get(key(number)).unwrap_or_else(|error| panic!("write {nth}, key {number}: {error}"));
+            assert_eq!(found.as_deref(), Some(&[1; 20][..]), "write {nth}, key {number}");
         }
-        assert_eq!(after.len(), 200 + if hooked.load(Ordering::Relaxed) > 0 { 30 } else { 0 }, "leaf {nth}");
+        assert_eq!(
+            after.len(),
+            KEYS as usize + if hooked.load(Ordering::Relaxed) > 0 { 30 } else { 0 },
+            "write {nth}"
+        );
     }
-    assert!(hooks > 10, "leaves are written: {hooks}");
+    assert!(hooks > 10, "calls write leaves: {hooks}");
 }
 
 /// A crash leaves a file that ends within the first sector of the newest redo segment, and its header is there. Replay

@@ -1,4 +1,4 @@
-//! Memory that was once kept though nothing needed it any more, and calls that once took more than there is
+//! Memory, or disk, that was once kept though nothing needed it any more, and calls that once took more than there is
 //! to take.
 //!
 //! The tests run one at a time and in a process without others: memory is given back through an epoch that
@@ -266,4 +266,28 @@ fn pages_that_are_moved_while_they_are_used_keep_every_record() {
     }
     let moved = counters(&db).moved_frames;
     assert!(moved > 1000, "{moved} pages were moved");
+}
+
+/// Segments are free when the epoch has moved on, and that is when the pages are freed that the checkpoint has replaced. They
+/// were kept where there were more of those than a few calls free.
+#[test]
+fn the_log_of_many_leaves_is_given_back_by_the_checkpoint_that_ends_it() {
+    let _alone = alone();
+    let tuning = Tuning {
+        leaf_bytes: 128,
+        segment: 64 << 10,
+        redo_budget: 1 << 40,
+        threads: false,
+        ..Tuning::default()
+    };
+    let db = open_on(SimStorage::new(), &Config::new().flush_every_ms(None), tuning).unwrap();
+    for number in 0..50_000_u64 {
+        let key = number.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes();
+        db.insert(key, bytes_of(number, 30)).unwrap();
+    }
+    db.flush().unwrap();
+    let logged = db.stats().redo_tail_bytes;
+    checkpoint(&db).unwrap();
+    let (on_disk, images) = (db.size_on_disk().unwrap(), db.stats().live_bytes);
+    assert!(on_disk < images + logged / 4, "{on_disk} bytes on disk, {images} of images, {logged} logged");
 }

@@ -4,7 +4,8 @@
 //!
 //! 1. *Fence*: everything reserved so far is visible and its LSNs end at the redo LSN of this checkpoint.
 //! 2. The caller, who knows the trees, goes through all leaves in key order. A leaf with a change before the
-//!    redo LSN that is in no image gets one ([`PageCache::settle`]); its address goes into the directory.
+//!    redo LSN that is in no image is folded ([`PageCache::settle`]). The images of some such leaves are written with one
+//!    call ([`PageCache::write_listed`]), and then the addresses of these leaves and of those between go into the directory.
 //! 3. The directory's root is written, everything is synced, and the superblock makes it count.
 //! 4. What the old checkpoint referred to and this one does not is freed once no reader can have its address.
 //!
@@ -28,7 +29,7 @@
 use super::directory::{Encoder, Root};
 use super::frame::{FrameRef, NewFrame};
 use super::mapping_table::Word;
-use super::{Page, PageCache, count};
+use super::{Folded, Page, PageCache, count};
 use crate::base::{Lsn, RedoPosition, fail};
 use crate::error::Result;
 use crate::log::{ImageAddr, ImageKind, Segments, Stream};
@@ -37,6 +38,8 @@ use std::sync::Arc;
 
 /// Largest directory chunk, bytes.
 const CHUNK: usize = 64 << 10;
+/// Images written with one call.
+const BATCH: usize = 32;
 
 /// A checkpoint being made.
 #[derive(Debug)]
@@ -52,6 +55,38 @@ pub struct CheckpointBuilder {
     chunk: usize,
 }
 
+/// Leaves that follow each other, of which some have no image yet that has all of their changes.
+#[derive(Debug, Default)]
+pub struct Listing<'g> {
+    /// The leaves in order: low key, and the image if it is there; otherwise the next of `folded` is about it.
+    leaves: Vec<(Vec<u8>, Option<ImageAddr>)>,
+    folded: Vec<Settled<'g>>,
+    /// Changes before this are in all that is folded.
+    all_before: Lsn,
+}
+
+impl Listing<'_> {
+    /// Adds a leaf whose image has what it must have.
+    pub fn add(&mut self, low: &[u8], image: ImageAddr) {
+        self.leaves.push((low.to_vec(), Some(image)));
+    }
+
+    /// Whether it is time to write what is folded.
+    pub fn is_full(&self) -> bool {
+        self.folded.len() >= BATCH
+    }
+}
+
+/// A leaf that was folded, and whose image is not written yet.
+#[derive(Debug)]
+struct Settled<'g> {
+    pid: u32,
+    frame: FrameRef<'g>,
+    /// How many of the frame's deltas are in the image.
+    used: usize,
+    folded: Folded,
+}
+
 impl CheckpointBuilder {
     /// Changes before this are in the images that the checkpoint refers to.
     pub fn redo_lsn(&self) -> Lsn {
@@ -61,6 +96,13 @@ impl CheckpointBuilder {
     /// A tree; its leaves follow in key order. `big`: it may have big values.
     pub fn tree(&mut self, id: u32, big: bool, name: &[u8]) {
         self.encoder.tree(id, big, name);
+    }
+
+    /// Gives the last tree an empty leaf if it has none.
+    pub fn ensure_leaf(&mut self) {
+        if !self.encoder.has_leaf {
+            self.encoder.leaf(b"", ImageAddr::NONE);
+        }
     }
 }
 
@@ -81,15 +123,6 @@ impl<P: Page> PageCache<P> {
         Ok(CheckpointBuilder { redo, dead, encoder: Encoder::default(), chunks, orphans, chunk })
     }
 
-    /// Adds a leaf of the last tree.
-    ///
-    /// # Errors
-    /// What writing failed with.
-    pub fn add_leaf(&self, builder: &mut CheckpointBuilder, low: &[u8], image: ImageAddr) -> Result<()> {
-        builder.encoder.leaf(low, image);
-        self.write_chunks(builder, builder.chunk)
-    }
-
     fn write_chunks(&self, builder: &mut CheckpointBuilder, at_least: usize) -> Result<()> {
         while builder.encoder.out.len() >= at_least && !builder.encoder.out.is_empty() {
             let len = builder.encoder.out.len().min(builder.chunk);
@@ -108,27 +141,71 @@ impl<P: Page> PageCache<P> {
         Ok(())
     }
 
-    /// Makes sure that the leaf in `frame` has an image with every change before the redo LSN, and returns
-    /// its address. Under the maintenance lock. `visible`: what [`Self::visible`] said before the frame was looked for.
+    /// Adds the leaf in `frame`, and folds it if no image has every change before the redo LSN. Under the maintenance lock,
+    /// which is held until the listing was written. `visible`: what [`Self::visible`] said before the frame was looked for.
     ///
     /// # Errors
-    /// What writing or reading failed with.
-    pub fn settle(
+    /// What reading failed with; then it is not added.
+    pub fn settle<'g>(
         &self,
-        builder: &mut CheckpointBuilder,
-        (pid, frame): (u32, FrameRef<'_>),
+        builder: &CheckpointBuilder,
+        listing: &mut Listing<'g>,
+        low: &[u8],
+        (pid, frame): (u32, FrameRef<'g>),
         visible: Lsn,
-        guard: &Guard,
-    ) -> Result<ImageAddr> {
-        // What the fence waited for is visible.
-        let all_before = visible.max(builder.redo_lsn());
+    ) -> Result<()> {
         let (used, _) = frame.used();
         if frame.first_change(used) >= builder.redo_lsn() {
-            return Ok(frame.disk());
+            listing.add(low, frame.disk());
+            return Ok(());
         }
         let below = if frame.overlay() { Some(self.read_below(frame)?) } else { None };
         let folded = P::fold(frame, used, below.as_deref());
-        let image = self.write_leaves(Stream::Leaves, &[(frame.tree(), &folded.image)], all_before)?[0];
+        if listing.folded.is_empty() {
+            // What the fence waited for is visible, and later folds have more.
+            listing.all_before = visible.max(builder.redo_lsn());
+        }
+        listing.leaves.push((low.to_vec(), None));
+        listing.folded.push(Settled { pid, frame, used, folded });
+        Ok(())
+    }
+
+    /// Writes what is folded and adds everything that is listed to the directory.
+    ///
+    /// # Errors
+    /// What writing failed with.
+    pub fn write_listed(
+        &self,
+        builder: &mut CheckpointBuilder,
+        listing: &mut Listing<'_>,
+        guard: &Guard,
+    ) -> Result<()> {
+        let images: Vec<(u32, &[u8])> =
+            listing.folded.iter().map(|leaf| (leaf.frame.tree(), leaf.folded.image.as_slice())).collect();
+        let images = match images.is_empty() {
+            true => Vec::new(),
+            false => self.write_leaves(Stream::Leaves, &images, listing.all_before)?,
+        };
+        for (leaf, image) in listing.folded.drain(..).zip(&images) {
+            self.swap_settled(builder, leaf, *image, guard);
+        }
+        let mut written = images.into_iter();
+        for (low, image) in listing.leaves.drain(..) {
+            let image = image.or_else(|| written.next()).expect("one image for each leaf that was folded");
+            builder.encoder.leaf(&low, image);
+        }
+        self.write_chunks(builder, builder.chunk)
+    }
+
+    /// Has a leaf, whose image is written now, go on from there.
+    fn swap_settled(
+        &self,
+        builder: &mut CheckpointBuilder,
+        leaf: Settled<'_>,
+        image: ImageAddr,
+        guard: &Guard,
+    ) {
+        let Settled { pid, frame, used, folded } = leaf;
         // What is not decided, and what came while the image was written, moves to the new frame.
         let used_now = frame.freeze();
         let moved = folded.carried.iter().copied().chain(used..used_now);
@@ -157,7 +234,7 @@ impl<P: Page> PageCache<P> {
             // Somebody consolidated or split the page meanwhile, and it keeps its own image. This one is what
             // the directory needs, and belongs to it.
             builder.orphans.push(image);
-            return Ok(image);
+            return;
         }
         self.kill(frame.disk());
         // A big value whose end is before the redo LSN is not met again by a replay from here.
@@ -170,7 +247,6 @@ impl<P: Page> PageCache<P> {
             }
         }
         self.retire(frame, guard);
-        Ok(image)
     }
 
     /// Finishes a checkpoint: from when this returns, a crash loses nothing before its redo LSN.

@@ -39,7 +39,7 @@ pub use crate::log::record::{EachRecord, FRAME, NOTE, frame as frame_record, fra
 pub use crate::log::salvage::{FoundImage, Remains, search};
 pub use crate::log::scrub::Findings;
 pub use crate::log::{ImageAddr, ImageKind, Log, Page as Run, SegmentKind, Usage};
-pub use checkpoint::CheckpointBuilder;
+pub use checkpoint::{CheckpointBuilder, Listing};
 pub use directory::{Decoder, Item, Root};
 pub use frame::{
     DeltaKind, DeltaRef, FrameKind, FrameRef, Looker, NewDelta, NewFrame, Published, RunRef, SLOTS, Slot,

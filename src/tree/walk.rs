@@ -24,7 +24,8 @@ use super::{Forest, add};
 use crate::base::Lsn;
 use crate::error::{Error, Result};
 use crate::pagecache::{
-    CheckpointBuilder, DeltaKind, FrameKind, ImageAddr, Item, NewDelta, NewFrame, PageState, Published, Word,
+    CheckpointBuilder, DeltaKind, FrameKind, ImageAddr, Item, Listing, NewDelta, NewFrame, PageState,
+    Published, Word,
 };
 use crossbeam_epoch::Guard;
 use parking_lot::MutexGuard;
@@ -83,9 +84,7 @@ impl Forest {
                     // Dropped meanwhile, which is in the redo tail: what was listed of it is a tree that ends
                     // early.
                     Err(Error::CollectionNotFound(_)) => {
-                        if from.is_empty() {
-                            self.cache.add_leaf(builder, &from, ImageAddr::NONE)?;
-                        }
+                        builder.ensure_leaf();
                         None
                     }
                     Err(error) => return Err(error),
@@ -116,8 +115,11 @@ impl Forest {
         let _lock = self.cache.maintain();
         let guard = crossbeam_epoch::pin();
         tree.check()?;
+        let mut listing = Listing::default();
         let Some((at, _)) = self.inner_at(tree, 1, from, &guard)? else {
-            return self.list_leaf(builder, tree, tree.root, from, None, &guard);
+            let end = self.list_leaf(builder, &mut listing, tree, tree.root, (from, None), &guard)?;
+            self.cache.write_listed(builder, &mut listing, &guard)?;
+            return Ok(end);
         };
         let node = Inner::new(at.frame.base());
         let mut next = from.to_vec();
@@ -126,7 +128,12 @@ impl Forest {
             // Up to the next separator, however often the leaf was split since; without one, to the end of the tree.
             loop {
                 let end = high.as_deref();
-                match self.list_leaf(builder, tree, node.child(i), &next, end, &guard)? {
+                let reached =
+                    self.list_leaf(builder, &mut listing, tree, node.child(i), (&next, end), &guard)?;
+                if reached.is_none() || listing.is_full() {
+                    self.cache.write_listed(builder, &mut listing, &guard)?;
+                }
+                match reached {
                     None => return Ok(None),
                     Some(reached) => next = reached,
                 }
@@ -135,18 +142,19 @@ impl Forest {
                 }
             }
         }
+        self.cache.write_listed(builder, &mut listing, &guard)?;
         Ok(node.high().map(|_| next))
     }
 
     /// Lists the leaf that has `low`, starting at `pid`; its high fence. `high`: the next separator.
-    fn list_leaf(
+    fn list_leaf<'g>(
         &self,
-        builder: &mut CheckpointBuilder,
+        builder: &CheckpointBuilder,
+        listing: &mut Listing<'g>,
         tree: &BwTree,
         pid: u32,
-        low: &[u8],
-        high: Option<&[u8]>,
-        guard: &Guard,
+        (low, high): (&[u8], Option<&[u8]>),
+        guard: &'g Guard,
     ) -> Result<Option<Vec<u8>>> {
         if let (word, PageState::Disk(image)) = self.cache.load(pid, guard) {
             // Complete, and its range is that between the separators, unless it was split off and evicted
@@ -159,11 +167,11 @@ impl Forest {
                 let same = node.child(index) == pid && node.separator(index) == low;
                 if same && self.cache.load(pid, guard).0 == word {
                     let end = node.end(index);
-                    self.cache.add_leaf(builder, low, image)?;
+                    listing.add(low, image);
                     return Ok(end);
                 }
             } else if pid == tree.root {
-                self.cache.add_leaf(builder, low, image)?;
+                listing.add(low, image);
                 return Ok(None);
             }
         }
@@ -173,11 +181,10 @@ impl Forest {
         debug_assert_eq!(leaf.low(), low, "T1: the listed leaves have no gaps");
         let within = high.is_none_or(|high| leaf.high().is_some_and(|end| end <= high));
         debug_assert!(within, "T1: leaf {} of tree {} ends behind the next separator", at.pid, tree.id);
-        let image = match self.cache.settle(builder, (at.pid, at.frame), visible, guard) {
-            Err(_) if self.log_again(tree, at, guard)? => at.frame.disk(),
+        match self.cache.settle(builder, listing, low, (at.pid, at.frame), visible) {
+            Err(_) if self.log_again(tree, at, guard)? => listing.add(low, at.frame.disk()),
             settled => settled?,
-        };
-        self.cache.add_leaf(builder, low, image)?;
+        }
         // How large an overlay's image is nobody knows without it.
         if !at.frame.overlay() {
             self.note_if_sparse(tree, leaf, leaf.payload());
