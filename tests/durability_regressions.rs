@@ -484,6 +484,87 @@ fn a_checkpoint_lists_what_the_last_leaf_is_split_into() {
     assert!(hooks > 10, "calls write leaves: {hooks}");
 }
 
+/// Where images are compressed each is written by itself, and when one of them failed, nobody had the others.
+#[test]
+fn a_checkpoint_that_fails_leaves_no_live_bytes() {
+    let _alone = alone();
+    for compress in [false, cfg!(feature = "compression")] {
+        let medium = SimStorage::new();
+        let config = tiny_config().cache_capacity(64 << 20).use_compression(compress);
+        let tuning = Tuning { redo_budget: 1 << 40, fanout: 64, ..tiny(64 << 10) };
+        let db = open_on(medium.clone(), &config, tuning).unwrap();
+        let overwrite = |round: u8| {
+            for number in 0..2_000_u32 {
+                db.insert(number.to_be_bytes(), &[round; 40][..]).unwrap();
+            }
+            db.flush().unwrap();
+        };
+        overwrite(0);
+        checkpoint(&db).unwrap();
+        let live = db.stats().live_bytes;
+        let mut failures = 0;
+        for round in 1..30_u8 {
+            overwrite(round);
+            medium.fail(OpClass::Write, 3 * u64::from(round), true, io::ErrorKind::StorageFull);
+            failures += u32::from(checkpoint(&db).is_err());
+            medium.heal();
+        }
+        overwrite(100);
+        checkpoint(&db).unwrap();
+        assert!(failures > if compress { 20 } else { 0 }, "{failures} of 29 checkpoints failed");
+        let now = db.stats().live_bytes;
+        assert!(now < live * 5 / 4, "{now} bytes are live, {live} before");
+    }
+}
+
+/// A tree is dropped while a checkpoint goes through its leaves. What was written to it just before is replayed before the drop
+/// is, and some of it is behind what the checkpoint has of it.
+#[test]
+fn what_was_written_to_a_tree_that_is_dropped_while_it_is_listed_is_replayed() {
+    let _alone = alone();
+    let key = |number: u32| format!("key {number:05}");
+    let mut hooks = 0;
+    for nth in 0..20 {
+        let medium = Hooked::default();
+        // As much memory as it takes, so that the hook, under locks of the checkpoint, need not evict.
+        let config = tiny_config().cache_capacity(64 << 20);
+        let tuning = Tuning { redo_budget: 1 << 40, ..tiny(4096) };
+        let db = open_on(medium.clone(), &config, tuning.clone()).unwrap();
+        let tree = db.open_tree("dropped").unwrap();
+        for number in 0..800 {
+            tree.insert(key(number), &[1; 20][..]).unwrap();
+        }
+        let writes = Arc::new(AtomicUsize::new(0));
+        let (other, count) = (db.clone(), Arc::clone(&writes));
+        let is_nth_write = move |request: common_durability::Request<'_>| {
+            let is_leaf = request.bytes.starts_with(b"IMG1") && request.bytes[8] == 1;
+            // Relaxed: one thread.
+            is_leaf && count.fetch_add(1, Ordering::Relaxed) == nth
+        };
+        let hooked = Arc::new(AtomicUsize::new(0));
+        let done = Arc::clone(&hooked);
+        medium.before_next(is_nth_write, move || {
+            for number in 500..800 {
+                tree.insert(key(number), &[2; 90][..]).unwrap();
+            }
+            other.drop_tree("dropped").unwrap();
+            // Relaxed: one thread.
+            done.fetch_add(1, Ordering::Relaxed);
+        });
+        checkpoint(&db).unwrap();
+        medium.unhook();
+        db.flush().unwrap();
+        // Relaxed: one thread.
+        hooks += hooked.load(Ordering::Relaxed);
+        let after = open_on(medium.medium.crash(0, CrashMode::DropUnsynced), &config, tuning)
+            .unwrap_or_else(|error| panic!("write {nth}: {error}"));
+        check_invariants(&after).unwrap();
+        let dropped = hooked.load(Ordering::Relaxed) > 0;
+        assert_eq!(after.tree_names().contains(&sled::IVec::from("dropped")), !dropped, "write {nth}");
+    }
+    assert!(hooks > 10, "calls write leaves: {hooks}");
+}
+
 /// A crash leaves a file that ends within the first sector of the newest redo segment, and its header is there. Replay
 /// went on in that segment, and the pages of the next checkpoint were given the same place.
 #[test]

@@ -9,7 +9,8 @@
 //!
 //! Retired memory is given back when the epoch moves on, which takes somebody who pins. When all are at rest
 //! that is the maintenance thread, a few times in growing intervals; what a sleeping guard holds up then waits
-//! for the next call.
+//! for the next call. If memory is above the capacity, as what was in use could not be evicted, it looks on until
+//! nobody uses anything, and evicts it then.
 //!
 //! If one of them panics, the log is poisoned with the cause: every later write says so, and nobody waits for
 //! it.
@@ -319,26 +320,34 @@ fn writer_loop(core: &Core, every: Option<Duration>) {
 const EPOCH_TICK: Duration = Duration::from_millis(1);
 /// After so many times, what sleeping guards hold up is left for when something else is due.
 const EPOCH_TICKS: u32 = 11;
-/// At which of them what could not be evicted is tried once more: a quarter of a second after something was due.
-const EVICT_TICK: u32 = 8;
+/// From which of them on it is seen whether nobody reads or writes any more, and what could not be evicted is tried again.
+const QUIET_TICK: u32 = 8;
 
 fn maintenance_loop(core: &Core) {
     let mut ticks = 0;
+    // What could not be evicted was tried again when all was quiet.
+    let mut tried = false;
+    let mut activity = 0;
     // Nothing is being written: what gets through the epoch meanwhile is given back.
     let mut resting = false;
     loop {
-        let waits = ticks < EPOCH_TICKS && (core.forest.waits_for_epoch() || core.forest.is_stuck());
-        match core.signals.maintenance.wait(waits.then(|| Instant::now() + EPOCH_TICK * (1 << ticks))) {
+        let waits = ticks < EPOCH_TICKS && core.forest.waits_for_epoch() || !tried && core.forest.is_stuck();
+        let tick = EPOCH_TICK * (1 << ticks.min(EPOCH_TICKS - 1));
+        match core.signals.maintenance.wait(waits.then(|| Instant::now() + tick)) {
             Woken::Stop => return,
-            Woken::Rung => ticks = 0,
+            Woken::Rung => (ticks, tried) = (0, false),
             Woken::TimedOut => {
-                ticks += 1;
+                ticks = (ticks + 1).min(EPOCH_TICKS);
                 core.forest.move_epoch();
-                if ticks == EVICT_TICK
-                    && core.forest.is_stuck()
-                    && let Err(error) = core.forest.evict_at_rest()
-                {
-                    log::error!("making room failed, and is tried again when something is due: {error}");
+                core.forest.forget_stuck();
+                let before = std::mem::replace(&mut activity, core.forest.activity());
+                if ticks >= QUIET_TICK && activity == before && !tried && core.forest.is_stuck() {
+                    tried = true;
+                    // What that frees waits for its epoch.
+                    ticks = QUIET_TICK;
+                    if let Err(error) = core.forest.evict_stuck() {
+                        log::error!("making room failed, and is tried again when something is due: {error}");
+                    }
                 }
                 if !core.forest.is_due() {
                     if resting && let Err(error) = core.forest.log().give_back(true) {

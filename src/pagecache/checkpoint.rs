@@ -4,7 +4,7 @@
 //!
 //! 1. *Fence*: everything reserved so far is visible and its LSNs end at the redo LSN of this checkpoint.
 //! 2. The caller, who knows the trees, goes through all leaves in key order. A leaf with a change before the
-//!    redo LSN that is in no image is folded ([`PageCache::settle`]). The images of some such leaves are written with one
+//!    redo LSN that is in no image is folded ([`PageCache::list_resident`]). The images of some such leaves are written with one
 //!    call ([`PageCache::write_listed`]), and then the addresses of these leaves and of those between go into the directory.
 //! 3. The directory's root is written, everything is synced, and the superblock makes it count.
 //! 4. What the old checkpoint referred to and this one does not is freed once no reader can have its address.
@@ -38,8 +38,9 @@ use std::sync::Arc;
 
 /// Largest directory chunk, bytes.
 const CHUNK: usize = 64 << 10;
-/// Images written with one call.
+/// Images written with one call, unless they are long: then so many bytes.
 const BATCH: usize = 32;
+const BATCH_BYTES: usize = 1 << 20;
 
 /// A checkpoint being made.
 #[derive(Debug)]
@@ -55,31 +56,34 @@ pub struct CheckpointBuilder {
     chunk: usize,
 }
 
-/// Leaves that follow each other, of which some have no image yet that has all of their changes.
-#[derive(Debug, Default)]
-pub struct Listing<'g> {
-    /// The leaves in order: low key, and the image if it is there; otherwise the next of `folded` is about it.
+/// Leaves that follow each other, of which some have no image yet that has every change before the redo LSN.
+#[derive(Debug)]
+pub struct Listing<'b, 'g> {
+    builder: &'b mut CheckpointBuilder,
+    /// The leaves in order: low key, and the image if it is there; otherwise the next of `unwritten` is about it.
     leaves: Vec<(Vec<u8>, Option<ImageAddr>)>,
-    folded: Vec<Settled<'g>>,
-    /// Changes before this are in all that is folded.
+    unwritten: Vec<Unwritten<'g>>,
+    /// Bytes of the images in `unwritten`.
+    bytes: usize,
+    /// Changes before this are in all that is unwritten.
     all_before: Lsn,
 }
 
-impl Listing<'_> {
-    /// Adds a leaf whose image has what it must have.
+impl Listing<'_, '_> {
+    /// Adds a leaf whose image has every change before the redo LSN.
     pub fn add(&mut self, low: &[u8], image: ImageAddr) {
         self.leaves.push((low.to_vec(), Some(image)));
     }
 
     /// Whether it is time to write what is folded.
     pub fn is_full(&self) -> bool {
-        self.folded.len() >= BATCH
+        self.unwritten.len() >= BATCH || self.bytes >= BATCH_BYTES
     }
 }
 
 /// A leaf that was folded, and whose image is not written yet.
 #[derive(Debug)]
-struct Settled<'g> {
+struct Unwritten<'g> {
     pid: u32,
     frame: FrameRef<'g>,
     /// How many of the frame's deltas are in the image.
@@ -98,11 +102,10 @@ impl CheckpointBuilder {
         self.encoder.tree(id, big, name);
     }
 
-    /// Gives the last tree an empty leaf if it has none.
-    pub fn ensure_leaf(&mut self) {
-        if !self.encoder.has_leaf {
-            self.encoder.leaf(b"", ImageAddr::NONE);
-        }
+    /// An empty list, to which leaves of the last tree are added.
+    pub fn listing<'g>(&mut self) -> Listing<'_, 'g> {
+        let (leaves, unwritten) = (Vec::new(), Vec::new());
+        Listing { builder: self, leaves, unwritten, bytes: 0, all_before: Lsn(0) }
     }
 }
 
@@ -146,49 +149,64 @@ impl<P: Page> PageCache<P> {
     ///
     /// # Errors
     /// What reading failed with; then it is not added.
-    pub fn settle<'g>(
+    pub fn list_resident<'g>(
         &self,
-        builder: &CheckpointBuilder,
-        listing: &mut Listing<'g>,
+        listing: &mut Listing<'_, 'g>,
         low: &[u8],
         (pid, frame): (u32, FrameRef<'g>),
         visible: Lsn,
     ) -> Result<()> {
         let (used, _) = frame.used();
-        if frame.first_change(used) >= builder.redo_lsn() {
+        let redo_lsn = listing.builder.redo_lsn();
+        if frame.first_change(used) >= redo_lsn {
             listing.add(low, frame.disk());
             return Ok(());
         }
         let below = if frame.overlay() { Some(self.read_below(frame)?) } else { None };
         let folded = P::fold(frame, used, below.as_deref());
-        if listing.folded.is_empty() {
+        if listing.unwritten.is_empty() {
             // What the fence waited for is visible, and later folds have more.
-            listing.all_before = visible.max(builder.redo_lsn());
+            listing.all_before = visible.max(redo_lsn);
         }
+        listing.bytes += folded.image.len();
         listing.leaves.push((low.to_vec(), None));
-        listing.folded.push(Settled { pid, frame, used, folded });
+        listing.unwritten.push(Unwritten { pid, frame, used, folded });
+        Ok(())
+    }
+
+    /// Adds a leaf that is nobody's, with an image that only the directory refers to.
+    ///
+    /// # Errors
+    /// What writing failed with.
+    pub fn add_orphan(
+        &self,
+        builder: &mut CheckpointBuilder,
+        tree: u32,
+        low: &[u8],
+        image: &[u8],
+    ) -> Result<()> {
+        let address = self.write_leaves(Stream::Leaves, &[(tree, image)], builder.redo_lsn())?[0];
+        builder.orphans.push(address);
+        builder.encoder.leaf(low, address);
         Ok(())
     }
 
     /// Writes what is folded and adds everything that is listed to the directory.
     ///
     /// # Errors
-    /// What writing failed with.
-    pub fn write_listed(
-        &self,
-        builder: &mut CheckpointBuilder,
-        listing: &mut Listing<'_>,
-        guard: &Guard,
-    ) -> Result<()> {
+    /// What writing failed with; of leaves whose image was written, nothing is lost then, and the others stay as they are.
+    pub fn write_listed(&self, listing: &mut Listing<'_, '_>, guard: &Guard) -> Result<()> {
         let images: Vec<(u32, &[u8])> =
-            listing.folded.iter().map(|leaf| (leaf.frame.tree(), leaf.folded.image.as_slice())).collect();
+            listing.unwritten.iter().map(|leaf| (leaf.frame.tree(), leaf.folded.image.as_slice())).collect();
         let images = match images.is_empty() {
             true => Vec::new(),
             false => self.write_leaves(Stream::Leaves, &images, listing.all_before)?,
         };
-        for (leaf, image) in listing.folded.drain(..).zip(&images) {
-            self.swap_settled(builder, leaf, *image, guard);
+        let builder = &mut *listing.builder;
+        for (leaf, image) in listing.unwritten.drain(..).zip(&images) {
+            self.swap_written(builder, leaf, *image, guard);
         }
+        listing.bytes = 0;
         let mut written = images.into_iter();
         for (low, image) in listing.leaves.drain(..) {
             let image = image.or_else(|| written.next()).expect("one image for each leaf that was folded");
@@ -198,15 +216,15 @@ impl<P: Page> PageCache<P> {
     }
 
     /// Has a leaf, whose image is written now, go on from there.
-    fn swap_settled(
+    fn swap_written(
         &self,
         builder: &mut CheckpointBuilder,
-        leaf: Settled<'_>,
+        leaf: Unwritten<'_>,
         image: ImageAddr,
         guard: &Guard,
     ) {
-        let Settled { pid, frame, used, folded } = leaf;
-        // What is not decided, and what came while the image was written, moves to the new frame.
+        let Unwritten { pid, frame, used, folded } = leaf;
+        // What is not decided, and what came since it was folded, moves to the new frame.
         let used_now = frame.freeze();
         let moved = folded.carried.iter().copied().chain(used..used_now);
         // An overlay had no image in memory before; if memory is short it needs none now. Otherwise it stays for readers.

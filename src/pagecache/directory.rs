@@ -74,8 +74,6 @@ fn put_varint(out: &mut Vec<u8>, mut value: u64) {
 pub struct Encoder {
     /// What was written and not taken.
     pub out: Vec<u8>,
-    /// The last tree has one.
-    pub has_leaf: bool,
     previous: Vec<u8>,
 }
 
@@ -88,7 +86,6 @@ impl Encoder {
         put_varint(&mut self.out, name.len() as u64);
         self.out.extend_from_slice(name);
         self.previous.clear();
-        self.has_leaf = false;
     }
 
     /// A leaf of the last tree.
@@ -101,7 +98,6 @@ impl Encoder {
         self.out.extend_from_slice(&image.0.to_le_bytes());
         self.previous.clear();
         self.previous.extend_from_slice(low);
-        self.has_leaf = true;
     }
 
     /// Nothing follows.

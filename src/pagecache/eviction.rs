@@ -12,6 +12,9 @@
 //! Pages that random writes come to are so written once for all the changes that they got meanwhile. How much memory
 //! overlays may take is bounded; above that they are folded and written like others.
 //!
+//! What is in use by others all the time, or cannot be written, stays. Then eviction is due again when there is a certain
+//! amount more, or when nobody uses anything any more, which the owner of the cache finds out.
+//!
 //! Memory that the epoch has not given back yet is not counted as in use here, or the hand would throw out
 //! the whole cache while one reader sleeps; the hard limit of [`PageCache::over_hard_limit`] counts it.
 //!
@@ -141,10 +144,12 @@ impl<P: Page> PageCache<P> {
         self.arena().in_use() > self.options.capacity && self.excess() == 0
     }
 
-    /// Has eviction tried again though it did not work last time.
-    pub fn retry(&self) {
-        // Relaxed: a hint.
-        self.stuck.store(0, Ordering::Relaxed);
+    /// Forgets what could not be evicted, if memory is within the capacity without that: it is gone.
+    pub fn forget_stuck(&self) {
+        if self.arena().in_use() <= self.options.capacity {
+            // Relaxed: a hint.
+            self.stuck.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Whether memory, what waits for its epoch included, is so far over the capacity that writers must wait.
@@ -357,7 +362,7 @@ impl<P: Page> PageCache<P> {
     /// Writes leaf images, which hold every change before `all_before`, and returns their addresses.
     ///
     /// # Errors
-    /// What writing failed with.
+    /// What writing failed with; then none of them is live.
     pub(super) fn write_leaves(
         &self,
         stream: Stream,
@@ -366,10 +371,18 @@ impl<P: Page> PageCache<P> {
     ) -> Result<Vec<ImageAddr>> {
         let holds = self.holds(all_before);
         if self.log().compresses() {
-            return images
-                .iter()
-                .map(|(tree, image)| self.log().append(stream, ImageKind::Leaf, *tree, [image, &[]], holds))
-                .collect();
+            let mut written = Vec::with_capacity(images.len());
+            for (tree, image) in images {
+                match self.log().append(stream, ImageKind::Leaf, *tree, [image, &[]], holds) {
+                    Ok(address) => written.push(address),
+                    Err(error) => {
+                        // Nobody will refer to them.
+                        self.kill_all(&written);
+                        return Err(error);
+                    }
+                }
+            }
+            return Ok(written);
         }
         self.check()?;
         let images: Vec<NewImage<'_>> = images

@@ -476,6 +476,7 @@ impl Forest {
                     rounds += 1;
                 }
                 if rounds > 0 && self.cache.is_stuck() {
+                    // It waits until others let go of what they use, which it may not be doing any more.
                     (wake.0)();
                 }
                 Ok(())
@@ -495,13 +496,22 @@ impl Forest {
         self.cache.is_stuck()
     }
 
-    /// Tries once more to evict what was in use before, now that nobody adds anything.
+    /// A number that changes when somebody reads or writes.
+    pub fn activity(&self) -> u64 {
+        self.cache.counters.visits.sum().wrapping_add(self.log().end().0)
+    }
+
+    /// Evicts down to the capacity, also what could not be evicted before.
     ///
     /// # Errors
     /// What writing pages out failed with.
-    pub fn evict_at_rest(&self) -> Result<()> {
-        self.cache.retry();
-        self.make_room()
+    pub fn evict_stuck(&self) -> Result<()> {
+        self.cache.evict(self.cache.margin(), &|id, at, guard| self.link(id, at, guard))
+    }
+
+    /// As [`PageCache::forget_stuck`].
+    pub fn forget_stuck(&self) {
+        self.cache.forget_stuck();
     }
 
     /// Evicts as far as the capacity asks for it, and does nothing else.
@@ -539,6 +549,7 @@ impl Forest {
             result = self.cache.evict(self.cache.margin(), &|id, at, guard| self.link(id, at, guard));
         }
         result = result.and(self.free_dropped());
+        self.cache.forget_stuck();
         if !self.sparse.lock().is_empty()
             && let Some(_no_checkpoint) = self.checkpointing.try_lock()
         {

@@ -81,10 +81,11 @@ impl Forest {
                 self.make_ready();
                 low = match self.list_step(builder, tree, &from) {
                     Ok(next) => next,
-                    // Dropped meanwhile, which is in the redo tail: what was listed of it is a tree that ends
-                    // early.
+                    // Dropped meanwhile, which is in the redo tail: what is behind what was listed of it counts no more. But
+                    // replay may come to changes there before it comes to that.
                     Err(Error::CollectionNotFound(_)) => {
-                        builder.ensure_leaf();
+                        let rest = LeafBuilder::new(&from, None, 0, 0).finish();
+                        self.cache.add_orphan(builder, tree.id, &from, &rest)?;
                         None
                     }
                     Err(error) => return Err(error),
@@ -115,10 +116,10 @@ impl Forest {
         let _lock = self.cache.maintain();
         let guard = crossbeam_epoch::pin();
         tree.check()?;
-        let mut listing = Listing::default();
+        let mut listing = builder.listing();
         let Some((at, _)) = self.inner_at(tree, 1, from, &guard)? else {
-            let end = self.list_leaf(builder, &mut listing, tree, tree.root, (from, None), &guard)?;
-            self.cache.write_listed(builder, &mut listing, &guard)?;
+            let end = self.list_leaf(&mut listing, tree, tree.root, (from, None), &guard)?;
+            self.cache.write_listed(&mut listing, &guard)?;
             return Ok(end);
         };
         let node = Inner::new(at.frame.base());
@@ -128,10 +129,9 @@ impl Forest {
             // Up to the next separator, however often the leaf was split since; without one, to the end of the tree.
             loop {
                 let end = high.as_deref();
-                let reached =
-                    self.list_leaf(builder, &mut listing, tree, node.child(i), (&next, end), &guard)?;
+                let reached = self.list_leaf(&mut listing, tree, node.child(i), (&next, end), &guard)?;
                 if reached.is_none() || listing.is_full() {
-                    self.cache.write_listed(builder, &mut listing, &guard)?;
+                    self.cache.write_listed(&mut listing, &guard)?;
                 }
                 match reached {
                     None => return Ok(None),
@@ -142,15 +142,14 @@ impl Forest {
                 }
             }
         }
-        self.cache.write_listed(builder, &mut listing, &guard)?;
+        self.cache.write_listed(&mut listing, &guard)?;
         Ok(node.high().map(|_| next))
     }
 
     /// Lists the leaf that has `low`, starting at `pid`; its high fence. `high`: the next separator.
     fn list_leaf<'g>(
         &self,
-        builder: &CheckpointBuilder,
-        listing: &mut Listing<'g>,
+        listing: &mut Listing<'_, 'g>,
         tree: &BwTree,
         pid: u32,
         (low, high): (&[u8], Option<&[u8]>),
@@ -181,7 +180,7 @@ impl Forest {
         debug_assert_eq!(leaf.low(), low, "T1: the listed leaves have no gaps");
         let within = high.is_none_or(|high| leaf.high().is_some_and(|end| end <= high));
         debug_assert!(within, "T1: leaf {} of tree {} ends behind the next separator", at.pid, tree.id);
-        match self.cache.settle(builder, listing, low, (at.pid, at.frame), visible) {
+        match self.cache.list_resident(listing, low, (at.pid, at.frame), visible) {
             Err(_) if self.log_again(tree, at, guard)? => listing.add(low, at.frame.disk()),
             settled => settled?,
         }
