@@ -306,7 +306,7 @@ fn writer_loop(core: &Core, every: Option<Duration>) {
             (tick_at, flush_at) = (None, None);
             if signals.rest(|| log.end() == end)
                 && flushed
-                && (core.forest.is_untidy() || log.has_spare() || core.forest.is_spread())
+                && (core.forest.is_untidy() || log.has_spare(false) || core.forest.is_spread())
             {
                 // Release: pairs with the swap in `maintenance_loop`.
                 signals.tidy.store(true, Ordering::Release);
@@ -328,10 +328,14 @@ fn maintenance_loop(core: &Core) {
     // What could not be evicted was tried again when all was quiet.
     let mut tried = false;
     let mut activity = 0;
-    // Nothing is being written: what gets through the epoch meanwhile is given back.
-    let mut resting = false;
+    // Where the log ended when all was tidied. As long as nothing is written, what gets through the epoch is given back.
+    let mut tidied_at = None;
     loop {
-        let waits = ticks < EPOCH_TICKS && core.forest.waits_for_epoch() || !tried && core.forest.is_stuck();
+        let log = core.forest.log();
+        let resting = tidied_at == Some(log.end());
+        // Others may have moved the epoch on, and what was freed by that is given back here.
+        let freed = || core.forest.waits_for_epoch() || resting && log.has_spare(true);
+        let waits = ticks < EPOCH_TICKS && freed() || !tried && core.forest.is_stuck();
         let tick = EPOCH_TICK * (1 << ticks.min(EPOCH_TICKS - 1));
         match core.signals.maintenance.wait(waits.then(|| Instant::now() + tick)) {
             Woken::Stop => return,
@@ -350,7 +354,7 @@ fn maintenance_loop(core: &Core) {
                     }
                 }
                 if !core.forest.is_due() {
-                    if resting && let Err(error) = core.forest.log().give_back(true) {
+                    if resting && let Err(error) = log.give_back(true) {
                         log::error!("giving free segments back failed: {error}");
                     }
                     continue;
@@ -359,15 +363,15 @@ fn maintenance_loop(core: &Core) {
         }
         let mut done = core.forest.maintain();
         // Acquire: pairs with the store in `writer_loop`.
-        resting = core.signals.tidy.swap(false, Ordering::Acquire);
-        if resting {
+        if core.signals.tidy.swap(false, Ordering::Acquire) {
             // A checkpoint is not for the memory, and a file that is tidy needs none.
             let tidied = match core.forest.is_untidy() {
                 true => core.forest.settle(),
-                false => core.forest.log().give_back(true),
+                false => log.give_back(true),
             };
             done = done.and(tidied);
             core.forest.compact();
+            tidied_at = Some(log.end());
         }
         if let Err(error) = done {
             log::error!("maintenance failed, and is tried again when something is due: {error}");

@@ -628,9 +628,9 @@ impl Log {
         self.superblock.lock().clone()
     }
 
-    /// Whether [`Self::give_back`] has something to do, now or when readers have left what was freed.
-    pub fn has_spare(&self) -> bool {
-        self.segments.is_draining() || self.segments.has_spare(RECYCLED)
+    /// Whether [`Self::give_back`], of `all` or not, has something to do, now or when readers have left what was freed.
+    pub fn has_spare(&self, all: bool) -> bool {
+        self.segments.is_draining() || self.segments.has_spare(if all { 0 } else { RECYCLED })
     }
 
     /// Gives back to the medium what is free, but for what is reused soon; if `all`, that, too.
@@ -639,10 +639,13 @@ impl Log {
     /// What cutting the file or punching holes failed with.
     pub fn give_back(&self, all: bool) -> Result<()> {
         self.segments.give_back(&*self.storage, if all { 0 } else { RECYCLED })?;
-        if all && let Some(writer) = self.writer().as_ref() {
+        if !all {
+            return Ok(());
+        }
+        if let Some(writer) = self.writer().as_ref() {
             self.segments.give_back_ahead(&*self.storage, writer.next())?;
         }
-        Ok(())
+        self.pages.give_back()
     }
 
     /// Notes that segments were freed.

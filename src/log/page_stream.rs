@@ -20,6 +20,7 @@
 use super::address::ImageAddr;
 use super::format::{HEADER, Holds, ImageHeader, ImageKind, SegmentHeader, SegmentKind, image_bytes};
 use super::segment::Segments;
+use crate::base::fail;
 use crate::error::{Error, Result};
 use crate::ivec::IVec;
 use crate::storage::{Storage, is_unreadable};
@@ -67,6 +68,8 @@ struct Open {
     nonce: u64,
     /// Where the next image goes in the segment.
     offset: usize,
+    /// Nothing is left behind that of what the segment had before.
+    is_clear: bool,
 }
 
 /// A claimed place.
@@ -125,6 +128,26 @@ impl PageStream {
         }
     }
 
+    /// Gives back what open runs have not come to of the segments that they use again.
+    ///
+    /// # Errors
+    /// What punching holes failed with.
+    pub fn give_back(&self) -> Result<()> {
+        for slot in &self.open {
+            // Held, so that nobody claims a place there meanwhile.
+            let mut open = slot.lock();
+            if let Some(run) = open.as_mut()
+                && !run.is_clear
+            {
+                fail::check("zero garbage segment SA")?;
+                let (start, len) = (self.segments.offset(run.number), self.segments.size() - run.offset);
+                self.storage.punch_hole(start + run.offset as u64, len as u64)?;
+                run.is_clear = true;
+            }
+        }
+        Ok(())
+    }
+
     /// Claims `bytes`, a multiple of 64, in the open segment of `stream`, or in a new one.
     fn claim(&self, stream: Stream, bytes: usize) -> Result<Place> {
         let size = self.segments.size();
@@ -145,7 +168,7 @@ impl PageStream {
             Some(open) => open,
             None => {
                 let (number, nonce) = self.start_run(stream, 1)?;
-                Open { number, nonce, offset: HEADER }
+                Open { number, nonce, offset: HEADER, is_clear: false }
             }
         };
         let offset = self.segments.offset(open.number) + open.offset as u64;

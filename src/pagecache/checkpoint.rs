@@ -27,8 +27,8 @@
 //! Fuzzy checkpoints with a redo point: Mohan et al., "ARIES", TODS 1992, section 5.4.
 
 use super::directory::{Encoder, Root};
-use super::frame::{FrameRef, NewFrame};
-use super::mapping_table::Word;
+use super::frame::{FrameKind, FrameRef, NewFrame};
+use super::mapping_table::{PageState, Word};
 use super::{Folded, Page, PageCache, count};
 use crate::base::{Lsn, RedoPosition, fail};
 use crate::error::Result;
@@ -41,6 +41,9 @@ const CHUNK: usize = 64 << 10;
 /// Images written with one call, unless they are long: then so many bytes.
 const BATCH: usize = 32;
 const BATCH_BYTES: usize = 1 << 20;
+
+/// Pages that are looked at to find out what a checkpoint would free.
+const SAMPLE: u64 = 128;
 
 /// A checkpoint being made.
 #[derive(Debug)]
@@ -124,6 +127,37 @@ impl<P: Page> PageCache<P> {
         let chunk = CHUNK.min(self.log().segments().size() - 256);
         let (chunks, orphans) = (Vec::new(), Vec::new());
         Ok(CheckpointBuilder { redo, dead, encoder: Encoder::default(), chunks, orphans, chunk })
+    }
+
+    /// About how many bytes of images a checkpoint would free that are not dead yet, as the records in them were removed since
+    /// they were written.
+    pub fn removed_bytes(&self) -> u64 {
+        let guard = crossbeam_epoch::pin();
+        let step = self.table().high_water().div_ceil(SAMPLE);
+        let mut removed = 0;
+        for pid in (1..self.table().high_water()).step_by(step as usize) {
+            if self.table().try_get(pid as u32).is_none() {
+                continue;
+            }
+            let (_, PageState::Resident(frame)) = self.load(pid as u32, &guard) else { continue };
+            if frame.kind() == FrameKind::Leaf && frame.disk().is_some() && !frame.overlay() {
+                removed += self.removed_from(frame);
+            }
+        }
+        u64::try_from(removed).unwrap_or(0) * step
+    }
+
+    /// By how many bytes the image of a leaf, and what it refers to, would be smaller if it was written now.
+    fn removed_from(&self, frame: FrameRef<'_>) -> i64 {
+        let (used, _) = frame.used();
+        if frame.is_clean(used) {
+            return 0;
+        }
+        let folded = P::fold(frame, used, None);
+        let dropped = folded.dropped.iter().map(|big| big.bytes()).sum::<u64>();
+        // How long what is compressed would be nobody knows.
+        let before = if self.log().compresses() { frame.base().len() as u64 } else { frame.disk().bytes() };
+        before.saturating_add(dropped) as i64 - folded.image.len() as i64
     }
 
     fn write_chunks(&self, builder: &mut CheckpointBuilder, at_least: usize) -> Result<()> {

@@ -17,7 +17,7 @@ use super::delta::big_image;
 use super::descent::At;
 use super::inner::Inner;
 use super::leaf::{BigRef, Leaf, fingerprint};
-use super::{BwTree, Forest, add};
+use super::{BwTree, Forest, SMALL, When, add};
 use crate::error::{Error, Result};
 use crate::pagecache::{FrameKind, ImageAddr, PageState, Run, SegmentKind, Usage, Word};
 use crossbeam_epoch::Guard;
@@ -27,14 +27,14 @@ use std::collections::BTreeSet;
 const DENSE: f64 = 0.9;
 
 impl Forest {
-    /// Empties sparse segments until page segments have less than so many bytes per live byte.
+    /// Empties sparse segments until page segments have as few bytes per live byte as they are to have.
     ///
     /// # Errors
     /// What reading or writing failed with.
-    pub(super) fn clean(&self, amplification: f64) -> Result<()> {
+    pub(super) fn clean(&self, when: When) -> Result<()> {
         let segments = self.log().segments();
         let usage = segments.usage();
-        let goal = self.clean_goal(&usage, amplification);
+        let goal = self.clean_goal(&usage, when);
         let mut used = usage.used - usage.dead;
         if used <= goal {
             return Ok(());
@@ -51,8 +51,11 @@ impl Forest {
     }
 
     /// Bytes that runs with live images may have before the cleaner works.
-    pub(super) fn clean_goal(&self, usage: &Usage, amplification: f64) -> u64 {
-        let slack = 2 * self.log().segments().size() as u64;
+    pub(super) fn clean_goal(&self, usage: &Usage, when: When) -> u64 {
+        let (amplification, slack) = match when {
+            When::Busy => (self.options.amplification.0, 2 * self.log().segments().size() as u64),
+            When::AtRest => (self.options.amplification.1, SMALL),
+        };
         (usage.live as f64 * amplification) as u64 + slack
     }
 

@@ -150,8 +150,21 @@ const SPARSE: usize = 1 << 16;
 const SPARSE_DUE: usize = 8;
 /// Most identifiers that are reserved at once.
 const ID_INTERVAL: u64 = 1 << 32;
+/// Garbage that is too little to do something about it at rest, bytes.
+const SMALL: u64 = 256 << 10;
+/// How often the file is tidied in a row, as one round shows what the next can do.
+const MOST_ROUNDS: u32 = 8;
 /// Smallest image budget that is scaled to the data, bytes.
 const LEAST_IMAGES: u64 = 8 << 20;
+
+/// When the file is tidied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    /// While others write.
+    Busy,
+    /// When nothing is being written.
+    AtRest,
+}
 
 /// What wakes the maintenance thread.
 struct Wake(Box<dyn Fn() + Send + Sync>);
@@ -559,7 +572,7 @@ impl Forest {
             && let Some(alone) = self.checkpointing.try_lock()
         {
             let keep_tail = !self.tail_is_long();
-            result = result.and(self.tidy_alone(keep_tail, self.options.amplification.0, &alone));
+            result = result.and(self.tidy_alone(keep_tail, When::Busy, &alone));
         }
         result
     }
@@ -570,10 +583,10 @@ impl Forest {
     /// # Errors
     /// What reading or writing failed with.
     pub fn tidy(&self) -> Result<()> {
-        self.tidy_alone(false, self.options.amplification.1, &self.checkpointing.lock())
+        self.tidy_alone(false, When::AtRest, &self.checkpointing.lock())
     }
 
-    fn tidy_alone(&self, keep_tail: bool, amplification: f64, alone: &MutexGuard<'_, ()>) -> Result<()> {
+    fn tidy_alone(&self, keep_tail: bool, when: When, alone: &MutexGuard<'_, ()>) -> Result<()> {
         self.cache.check()?;
         for _ in 0..8 {
             if self.unfreed.lock().is_empty() {
@@ -586,7 +599,7 @@ impl Forest {
         if self.waits_for_dropped() {
             return Ok(());
         }
-        let cleaned = self.clean(amplification);
+        let cleaned = self.clean(when);
         self.checkpoint(keep_tail, alone)?;
         self.set_budget();
         self.await_epoch();
@@ -624,12 +637,15 @@ impl Forest {
     /// # Errors
     /// What reading or writing failed with.
     pub fn settle(&self) -> Result<()> {
-        for _ in 0..3 {
+        let mut small = self.sparse.lock().len();
+        for _ in 0..MOST_ROUNDS {
             self.maintain()?;
             self.log().pages().seal_sparse();
             self.tidy()?;
             self.log().give_back(true)?;
-            if !self.is_untidy() {
+            // The checkpoint has noted which leaves are small. Those that stay so have neighbours that are not.
+            let before = std::mem::replace(&mut small, self.sparse.lock().len());
+            if !self.is_untidy() && (small == before || small < SPARSE_DUE) {
                 break;
             }
         }
@@ -641,9 +657,11 @@ impl Forest {
     pub fn is_untidy(&self) -> bool {
         let usage = self.log().segments().usage();
         // What a checkpoint frees, and what the cleaner would move: other garbage is there to stay.
-        let freed = usage.dead + self.log().redo_tail();
-        freed > usage.live / 16 + (256 << 10)
-            || usage.used - usage.dead > self.clean_goal(&usage, self.options.amplification.1)
+        let tail = self.log().redo_tail();
+        let (freed, worth_it) = (usage.dead + tail, usage.live / 16 + SMALL);
+        freed > worth_it
+            || tail > 0 && freed + self.cache.removed_bytes() > worth_it
+            || usage.used - usage.dead > self.clean_goal(&usage, When::AtRest)
             || !self.unfreed.lock().is_empty()
     }
 
