@@ -36,7 +36,7 @@ const INVENTORY: [Entry; 17] = [
      "a piece is its owner's alone; a range goes back only when its owner says that nobody uses it"),
     ("pagecache/models.rs", [1, 0, 0], "a frame that outlives the threads of a model, in tests only",
      "it is never freed"),
-    ("pagecache/regions.rs", [2, 1, 0], "pages that go back to the system",
+    ("pagecache/regions.rs", [3, 1, 0], "pages that go back to the system",
      "R1, R2: only free pages do, and who releases a run does not use it any more"),
     ("pagecache/spans.rs", [6, 3, 0], "runs of pages that are released, and long blocks from the global allocator",
      "B1, B2: a run is released when none of its blocks is in use; long blocks go back with the layout they came with"),

@@ -134,6 +134,10 @@ impl Region {
     /// Gives runs of dirty pages back, the last ones first, until they are so many or none is left; how many they were.
     fn give_back(&mut self, pages: usize) -> usize {
         let (mut done, runs) = (0, self.dirty().runs().collect::<Vec<_>>());
+        if !self.is_split {
+            // Or the system makes a huge page of what is left, for which it takes up again what went back.
+            self.memory.advise(false);
+        }
         for run in runs.into_iter().rev() {
             if done >= pages {
                 break;
@@ -261,6 +265,7 @@ impl Regions {
             return;
         }
         region.is_split = false;
+        region.memory.advise(true);
         if region.memory.make_huge() {
             // R2: its free pages take up memory again.
             let all = 0..PAGES;
@@ -537,5 +542,47 @@ mod tests {
         let again: Vec<_> = (0..2).map(|_| regions.take(most).expect("memory").region).collect();
         assert_eq!(again, [3, 4], "numbers are used again");
         regions.check_invariants();
+    }
+
+    /// What the system was told about the memory of a region, of what it says about the process.
+    #[cfg(all(target_os = "linux", not(miri), not(loom)))]
+    fn may_become_huge(regions: &Regions, place: Place) -> bool {
+        let address = regions.memory(place, 0).as_ptr().addr();
+        let maps = std::fs::read_to_string("/proc/self/smaps").expect("readable");
+        let mut inside = false;
+        for line in maps.lines() {
+            let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+            let number = |text: &str| usize::from_str_radix(text, 16).ok();
+            if let Some((start, end)) = range.and_then(|(start, end)| number(start).zip(number(end))) {
+                inside = (start..end).contains(&address);
+            } else if inside && let Some(flags) = line.strip_prefix("VmFlags:") {
+                return flags.split(' ').any(|flag| flag == "hg");
+            }
+        }
+        panic!("the region is mapped");
+    }
+
+    /// Once the system made huge pages of them again, and so took up what had been given back.
+    #[cfg(all(target_os = "linux", not(miri), not(loom)))]
+    #[test]
+    fn regions_of_which_a_part_went_back_are_left_alone_by_the_system() {
+        if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+            // Without huge pages it is told nothing.
+            return;
+        }
+        let mut regions = Regions { huge: true, ..Regions::default() };
+        let places: Vec<_> = (0..4).map(|_| regions.take(PAGES / 4).expect("memory")).collect();
+        assert!(places.iter().all(|place| place.region == 0) && may_become_huge(&regions, places[0]));
+        for place in &places[1..] {
+            // SAFETY: taken above, and nobody uses it.
+            unsafe { regions.release(*place, PAGES / 4) };
+        }
+        regions.give_back(0);
+        regions.check_invariants();
+        assert!(regions.regions[0].as_ref().expect("in use").is_split);
+        assert!(!may_become_huge(&regions, places[0]));
+        assert_eq!(regions.take(3 * (PAGES / 4)).expect("memory").region, 0);
+        regions.make_huge(0);
+        assert!(may_become_huge(&regions, places[0]));
     }
 }
