@@ -47,7 +47,7 @@ pub mod stability;
 
 pub use address::{ImageAddr, MAX_IMAGE, MAX_OFFSET};
 pub use format::{Holds, ImageHeader, ImageKind, MAGIC, SegmentKind};
-pub use page_stream::{NewImage, PageStream, Stream};
+pub use page_stream::{NewImage, PageStream, Scan, Stream};
 pub use redo_buffer::Reservation;
 pub use segment::{Page, Segments, Usage};
 

@@ -79,6 +79,17 @@ struct Place {
     nonce: u64,
 }
 
+/// A segment that was read.
+#[derive(Debug)]
+pub struct Scan {
+    /// File offset of the bytes.
+    base: u64,
+    nonce: u64,
+    bytes: IVec,
+    /// The images in it; they may be damaged.
+    pub images: Vec<(ImageAddr, ImageHeader)>,
+}
+
 /// The page stream of one file.
 #[derive(Debug)]
 pub struct PageStream {
@@ -339,18 +350,18 @@ impl PageStream {
         Ok(self.append(stream, &[image])?[0])
     }
 
-    /// Addresses, kinds and trees of the images in a sealed segment, by their headers.
+    /// Reads a sealed segment, and finds the images in it by their headers.
     ///
     /// # Errors
     /// What reading failed with.
-    pub fn scan_segment(&self, number: u32, nonce: u64, used: u64) -> Result<Vec<(ImageAddr, ImageHeader)>> {
+    pub fn scan_segment(&self, number: u32, nonce: u64, used: u64) -> Result<Scan> {
         let base = self.segments.offset(number);
         // A write that failed may have left the file shorter.
         let there = self.storage.len()?.saturating_sub(base).min(self.segments.size() as u64);
         let len = used.min(there) as usize;
-        let mut bytes = vec![0; len];
-        self.storage.read_at(base, &mut bytes)?;
-        let mut found = Vec::new();
+        // What is live of it is about to be written somewhere else.
+        let ((), bytes) = IVec::filled(len, |bytes| self.storage.read_to_cache(base, bytes))?;
+        let mut images = Vec::new();
         let mut at = HEADER;
         while at + HEADER <= len {
             let offset = base + at as u64;
@@ -359,7 +370,7 @@ impl PageStream {
                     let bytes = image_bytes(header.stored as usize);
                     // A header that says more than the run has is not of an image.
                     if self.segments.nonce(offset, bytes as u64).is_some() {
-                        found.push((ImageAddr::new(offset, bytes as u64), header));
+                        images.push((ImageAddr::new(offset, bytes as u64), header));
                     }
                     at += bytes;
                 }
@@ -367,7 +378,23 @@ impl PageStream {
                 None => at += super::format::GRAIN,
             }
         }
-        Ok(found)
+        Ok(Scan { base, nonce, bytes, images })
+    }
+
+    /// An image of a segment that was scanned, as it is stored, header included.
+    ///
+    /// # Errors
+    /// `Corruption` when it is not whole.
+    pub fn scanned(&self, scan: &Scan, image: ImageAddr) -> Result<(ImageHeader, IVec)> {
+        let (at, len) = ((image.offset() - scan.base) as usize, image.bytes() as usize);
+        let whole =
+            scan.bytes.get(at..at + len).and_then(|b| ImageHeader::decode(b, scan.nonce, image.offset()));
+        match whole {
+            Some((header, payload)) if image_bytes(payload.len()) == len => {
+                Ok((header, scan.bytes.subslice(at, len)))
+            }
+            _ => Err(self.damaged(image, "damaged image")),
+        }
     }
 
     /// An error that says what is wrong with an image.

@@ -38,7 +38,7 @@ pub use crate::log::format::LARGEST;
 pub use crate::log::record::{EachRecord, FRAME, NOTE, frame as frame_record, frame_note};
 pub use crate::log::salvage::{FoundImage, Remains, search};
 pub use crate::log::scrub::Findings;
-pub use crate::log::{ImageAddr, ImageKind, Log, Page as Run, SegmentKind, Usage};
+pub use crate::log::{ImageAddr, ImageKind, Log, Page as Run, Scan, SegmentKind, Usage};
 pub use checkpoint::{CheckpointBuilder, Listing};
 pub use directory::{Decoder, Item, Root};
 pub use frame::{
@@ -499,8 +499,8 @@ impl<P: Page> PageCache<P> {
         self.log.segments().let_go(image.offset());
     }
 
-    /// Images in a sealed segment, by their headers; `None`: some of them are still to be referred to. Under
-    /// the maintenance lock, so that leaves are in their places.
+    /// Reads a sealed segment; `None`: some of the images in it are still to be referred to. Under the maintenance lock,
+    /// so that leaves are in their places.
     ///
     /// # Errors
     /// What reading failed with.
@@ -510,7 +510,7 @@ impl<P: Page> PageCache<P> {
         nonce: u64,
         used: u64,
         _lock: &Maintenance<'_>,
-    ) -> Result<Option<Vec<(ImageAddr, ImageHeader)>>> {
+    ) -> Result<Option<Scan>> {
         if !self.log.segments().is_settled(number) {
             return Ok(None);
         }
@@ -698,12 +698,12 @@ impl<P: Page> PageCache<P> {
         count(&self.counters.moved_images);
     }
 
-    /// Reads a leaf image to move it: header, bytes as stored, and payload.
+    /// A leaf image of a segment that was read to move it: header, bytes as stored, and payload.
     ///
     /// # Errors
-    /// As for [`Self::read_leaf`].
-    pub fn read_for_move(&self, image: ImageAddr) -> Result<(ImageHeader, IVec, IVec)> {
-        let (header, raw) = self.log.pages().read_raw(image)?;
+    /// `Corruption` when it is not whole.
+    pub fn read_for_move(&self, scan: &Scan, image: ImageAddr) -> Result<(ImageHeader, IVec, IVec)> {
+        let (header, raw) = self.log.pages().scanned(scan, image)?;
         let payload = self.log.pages().payload(image, &header, &raw)?;
         Ok((header, raw, payload))
     }

@@ -19,7 +19,7 @@ use super::inner::Inner;
 use super::leaf::{BigRef, Leaf, fingerprint};
 use super::{BwTree, Forest, SMALL, When, add};
 use crate::error::{Error, Result};
-use crate::pagecache::{FrameKind, ImageAddr, PageState, Run, SegmentKind, Usage, Word};
+use crate::pagecache::{FrameKind, ImageAddr, PageState, Run, Scan, SegmentKind, Usage, Word};
 use crossbeam_epoch::Guard;
 use std::collections::BTreeSet;
 
@@ -62,16 +62,16 @@ impl Forest {
     fn clean_segment(&self, number: u32, run: &Run) -> Result<()> {
         let (nonce, used, kind) = (run.nonce, run.used, run.kind);
         let mut all_known = true;
-        let images = self.cache.scan_segment(number, nonce, used, &self.cache.maintain())?;
-        let Some(images) = images else { return Ok(()) };
-        for (image, header) in images {
+        let scan = self.cache.scan_segment(number, nonce, used, &self.cache.maintain())?;
+        let Some(scan) = scan else { return Ok(()) };
+        for &(image, header) in &scan.images {
             let Some(tree) = self.catalog.get_id(header.tree) else {
                 // The images of a dropped tree are counted until it is freed.
                 all_known &= !self.unfreed.lock().contains(&header.tree);
                 continue;
             };
             let moved = match header.kind {
-                crate::pagecache::ImageKind::Leaf => self.move_leaf(&tree, image),
+                crate::pagecache::ImageKind::Leaf => self.move_leaf(&tree, &scan, image),
                 crate::pagecache::ImageKind::Big => self.move_big(&tree, image),
                 // A part of the directory: the next checkpoint writes a new one.
                 _ => Ok(()),
@@ -91,12 +91,12 @@ impl Forest {
         Ok(())
     }
 
-    fn move_leaf(&self, tree: &BwTree, image: ImageAddr) -> Result<()> {
+    fn move_leaf(&self, tree: &BwTree, scan: &Scan, image: ImageAddr) -> Result<()> {
         let lock = self.cache.maintain();
         let guard = crossbeam_epoch::pin();
         tree.check()?;
         // What is dead may be damaged without harm; what is live and damaged is left where it is.
-        let Ok((header, raw, payload)) = self.cache.read_for_move(image) else {
+        let Ok((header, raw, payload)) = self.cache.read_for_move(scan, image) else {
             return Err(Error::Corruption { at: None, bt: () });
         };
         let Ok(leaf) = Leaf::validate(&payload) else { return Err(Error::Corruption { at: None, bt: () }) };
@@ -139,9 +139,9 @@ impl Forest {
         while let Some((number, run)) = segments.next_suspect() {
             let mut live = 0;
             let lock = self.cache.maintain();
-            let images = self.cache.scan_segment(number, run.nonce, run.used, &lock)?.unwrap_or_default();
+            let scan = self.cache.scan_segment(number, run.nonce, run.used, &lock)?;
             drop(lock);
-            for (image, header) in images {
+            for (image, header) in scan.map(|scan| scan.images).unwrap_or_default() {
                 // A damaged image is met again by whoever reads the value.
                 let Ok((bytes, at)) = self.cache.read_big(image) else {
                     live += image.bytes();
