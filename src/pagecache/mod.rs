@@ -499,21 +499,18 @@ impl<P: Page> PageCache<P> {
         self.log.segments().let_go(image.offset());
     }
 
-    /// Reads a sealed segment; `None`: some of the images in it are still to be referred to. Under the maintenance lock,
-    /// so that leaves are in their places.
+    /// Reads a sealed segment; `None`: some of the images in it are still to be referred to.
     ///
     /// # Errors
     /// What reading failed with.
-    pub fn scan_segment(
-        &self,
-        number: u32,
-        nonce: u64,
-        used: u64,
-        _lock: &Maintenance<'_>,
-    ) -> Result<Option<Scan>> {
+    pub fn scan_segment(&self, number: u32, nonce: u64, used: u64) -> Result<Option<Scan>> {
+        // Who writes leaves holds the lock until they are in their places, and none come to a sealed segment any more. For
+        // reading it is given up, which may take long, and others evict meanwhile.
+        let lock = self.maintain();
         if !self.log.segments().is_settled(number) {
             return Ok(None);
         }
+        drop(lock);
         self.log.pages().scan_segment(number, nonce, used).map(Some)
     }
 

@@ -62,7 +62,7 @@ impl Forest {
     fn clean_segment(&self, number: u32, run: &Run) -> Result<()> {
         let (nonce, used, kind) = (run.nonce, run.used, run.kind);
         let mut all_known = true;
-        let scan = self.cache.scan_segment(number, nonce, used, &self.cache.maintain())?;
+        let scan = self.cache.scan_segment(number, nonce, used)?;
         let Some(scan) = scan else { return Ok(()) };
         for &(image, header) in &scan.images {
             let Some(tree) = self.catalog.get_id(header.tree) else {
@@ -138,9 +138,7 @@ impl Forest {
         let segments = self.log().segments();
         while let Some((number, run)) = segments.next_suspect() {
             let mut live = 0;
-            let lock = self.cache.maintain();
-            let scan = self.cache.scan_segment(number, run.nonce, run.used, &lock)?;
-            drop(lock);
+            let scan = self.cache.scan_segment(number, run.nonce, run.used)?;
             for (image, header) in scan.map(|scan| scan.images).unwrap_or_default() {
                 // A damaged image is met again by whoever reads the value.
                 let Ok((bytes, at)) = self.cache.read_big(image) else {
