@@ -52,9 +52,10 @@ impl Forest {
 
     /// Bytes that runs with live images may have before the cleaner works.
     pub(super) fn clean_goal(&self, usage: &Usage, when: When) -> u64 {
+        let segments = 2 * self.log().segments().size() as u64;
         let (amplification, slack) = match when {
-            When::Busy => (self.options.amplification.0, 2 * self.log().segments().size() as u64),
-            When::AtRest => (self.options.amplification.1, SMALL),
+            When::Busy => (self.options.amplification.0, segments),
+            When::AtRest => (self.options.amplification.1, segments.min(SMALL)),
         };
         (usage.live as f64 * amplification) as u64 + slack
     }
