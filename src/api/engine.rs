@@ -324,7 +324,7 @@ impl Engine {
         let forest = &self.core.forest;
         if worth_it {
             self.core.flush()?;
-            forest.settle()?;
+            forest.settle(&|| true)?;
         }
         forest.note_lengths()?;
         self.core.flush().map(|_| ())

@@ -64,6 +64,12 @@ impl Bell {
         self.rung.notify_one();
     }
 
+    /// Whether its thread may go on with what it does.
+    fn is_quiet(&self) -> bool {
+        let state = self.state.lock();
+        !state.rung && !state.stop
+    }
+
     fn wait(&self, until: Option<Instant>) -> Woken {
         let mut state = self.state.lock();
         loop {
@@ -334,8 +340,8 @@ fn maintenance_loop(core: &Core) {
         let log = core.forest.log();
         let resting = tidied_at == Some(log.end());
         // Others may have moved the epoch on, and what was freed by that is given back here.
-        let freed = || core.forest.waits_for_epoch() || resting && log.has_spare(true);
-        let waits = ticks < EPOCH_TICKS && freed() || !tried && core.forest.is_stuck();
+        let has_more = || core.forest.waits_for_epoch() || resting && log.has_spare(true);
+        let waits = ticks < EPOCH_TICKS && has_more() || !tried && core.forest.is_stuck();
         let tick = EPOCH_TICK * (1 << ticks.min(EPOCH_TICKS - 1));
         match core.signals.maintenance.wait(waits.then(|| Instant::now() + tick)) {
             Woken::Stop => return,
@@ -362,11 +368,13 @@ fn maintenance_loop(core: &Core) {
             }
         }
         let mut done = core.forest.maintain();
+        // That was nobody else.
+        activity = core.forest.activity();
         // Acquire: pairs with the store in `writer_loop`.
         if core.signals.tidy.swap(false, Ordering::Acquire) {
             // A checkpoint is not for the memory, and a file that is tidy needs none.
             let tidied = match core.forest.is_untidy() {
-                true => core.forest.settle(),
+                true => core.forest.settle(&|| core.signals.maintenance.is_quiet()),
                 false => log.give_back(true),
             };
             done = done.and(tidied);

@@ -633,7 +633,8 @@ impl Log {
         self.segments.is_draining() || self.segments.has_spare(if all { 0 } else { RECYCLED })
     }
 
-    /// Gives back to the medium what is free, but for what is reused soon; if `all`, that, too.
+    /// Gives back to the medium what is free, but for what is reused soon; if `all`, that, too, and what open runs have not
+    /// come to.
     ///
     /// # Errors
     /// What cutting the file or punching holes failed with.

@@ -14,7 +14,7 @@
 //!
 //! # Concurrency
 //!
-//! A place is claimed under a mutex; bytes are written outside of it. Nothing refers to an image before its
+//! A place is claimed under a mutex, and what is behind all places is given back under it; bytes are written outside of it. Nothing refers to an image before its
 //! write has returned, and nothing durable before a sync that came after it.
 
 use super::address::ImageAddr;
@@ -68,7 +68,7 @@ struct Open {
     nonce: u64,
     /// Where the next image goes in the segment.
     offset: usize,
-    /// Nothing is left behind that of what the segment had before.
+    /// Nothing takes up room behind that: what the segment had before was given back.
     is_clear: bool,
 }
 
@@ -150,9 +150,12 @@ impl PageStream {
             if let Some(run) = open.as_mut()
                 && !run.is_clear
             {
-                fail::check("zero garbage segment SA")?;
-                let (start, len) = (self.segments.offset(run.number), self.segments.size() - run.offset);
-                self.storage.punch_hole(start + run.offset as u64, len as u64)?;
+                let len = self.segments.size() - run.offset;
+                if len > 0 {
+                    fail::check("zero garbage segment SA")?;
+                    self.storage
+                        .punch_hole(self.segments.offset(run.number) + run.offset as u64, len as u64)?;
+                }
                 run.is_clear = true;
             }
         }
@@ -359,8 +362,8 @@ impl PageStream {
         // A write that failed may have left the file shorter.
         let there = self.storage.len()?.saturating_sub(base).min(self.segments.size() as u64);
         let len = used.min(there) as usize;
-        // What is live of it is about to be written somewhere else.
-        let ((), bytes) = IVec::filled(len, |bytes| self.storage.read_to_cache(base, bytes))?;
+        // What is live of it is about to be written somewhere else, and read from there.
+        let ((), bytes) = IVec::filled(len, |bytes| self.storage.read_once(base, bytes))?;
         let mut images = Vec::new();
         let mut at = HEADER;
         while at + HEADER <= len {
@@ -401,5 +404,49 @@ impl PageStream {
     #[cold]
     pub fn damaged(&self, image: ImageAddr, what: &str) -> Error {
         super::damage(&*self.storage, image.offset(), image.bytes(), what)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::sim::SimStorage;
+
+    /// Appends a leaf that takes up so many bytes, and returns its address.
+    fn append(stream: &PageStream, bytes: usize) -> ImageAddr {
+        let payload = vec![7; bytes - HEADER];
+        let holds = Holds::default();
+        let image = NewImage { kind: ImageKind::Leaf, tree: 1, payload: [&payload, &[]], raw: None, holds };
+        stream.append(Stream::Leaves, &[image]).expect("room")[0]
+    }
+
+    #[test]
+    fn an_open_run_gives_back_what_it_has_not_come_to() {
+        let medium = SimStorage::new();
+        let segments = Arc::new(Segments::new(16 << 10));
+        let stream = PageStream::new(Arc::new(medium.clone()), Arc::clone(&segments));
+        // A segment that is used again has blocks.
+        let first = append(&stream, (16 << 10) - HEADER);
+        let number = segments.number(first.offset()).expect("in a segment");
+        stream.give_back().expect("nothing is left in a run that is full");
+        let second = append(&stream, 64);
+        stream.kill(first);
+        segments.drain(&[number]);
+        segments.release(&[number]);
+        let third = append(&stream, (16 << 10) - 2 * HEADER);
+        let fourth = append(&stream, 64);
+        assert_eq!((segments.number(third.offset()), segments.number(fourth.offset())), (Some(1), Some(0)));
+
+        let before = medium.allocated().expect("healthy");
+        stream.give_back().expect("healthy");
+        assert!(medium.allocated().expect("healthy") <= before - (8 << 10));
+        let calls = medium.ops();
+        stream.give_back().expect("healthy");
+        assert_eq!(medium.ops(), calls, "once for a run");
+        let fifth = append(&stream, 640);
+        for image in [second, third, fourth, fifth] {
+            let (_, payload) = stream.read(image, ImageKind::Leaf).expect("still there");
+            assert!(payload.iter().all(|byte| *byte == 7));
+        }
     }
 }

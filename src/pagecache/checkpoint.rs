@@ -32,6 +32,7 @@ use super::mapping_table::{PageState, Word};
 use super::{Folded, Page, PageCache, count};
 use crate::base::{Lsn, RedoPosition, fail};
 use crate::error::Result;
+use crate::log::format::image_bytes;
 use crate::log::{ImageAddr, ImageKind, Segments, Stream};
 use crossbeam_epoch::Guard;
 use std::sync::Arc;
@@ -130,21 +131,23 @@ impl<P: Page> PageCache<P> {
     }
 
     /// About how many bytes of images a checkpoint would free that are not dead yet, as the records in them were removed since
-    /// they were written.
+    /// they were written. Of pages that are in memory as a whole.
     pub fn removed_bytes(&self) -> u64 {
         let guard = crossbeam_epoch::pin();
-        let step = self.table().high_water().div_ceil(SAMPLE);
+        // Odd, so that trees that take turns are all met, and not from the same page on each time.
+        let step = self.table().high_water().div_ceil(SAMPLE) | 1;
+        let first = 1 + self.log().end().0 % step;
         let mut removed = 0;
-        for pid in (1..self.table().high_water()).step_by(step as usize) {
+        for pid in (first..self.table().high_water()).step_by(step as usize) {
             if self.table().try_get(pid as u32).is_none() {
                 continue;
             }
             let (_, PageState::Resident(frame)) = self.load(pid as u32, &guard) else { continue };
-            if frame.kind() == FrameKind::Leaf && frame.disk().is_some() && !frame.overlay() {
+            if frame.kind() == FrameKind::Leaf && !frame.overlay() {
                 removed += self.removed_from(frame);
             }
         }
-        u64::try_from(removed).unwrap_or(0) * step
+        u64::try_from(removed).unwrap_or(0).saturating_mul(step)
     }
 
     /// By how many bytes the image of a leaf, and what it refers to, would be smaller if it was written now.
@@ -155,9 +158,14 @@ impl<P: Page> PageCache<P> {
         }
         let folded = P::fold(frame, used, None);
         let dropped = folded.dropped.iter().map(|big| big.bytes()).sum::<u64>();
-        // How long what is compressed would be nobody knows.
-        let before = if self.log().compresses() { frame.base().len() as u64 } else { frame.disk().bytes() };
-        before.saturating_add(dropped) as i64 - folded.image.len() as i64
+        let old = match frame.disk() {
+            // Split off a leaf whose image still has all of it.
+            image if !image.is_some() => 0,
+            // How long what is compressed would be nobody knows.
+            _ if self.log().compresses() => image_bytes(frame.base().len()) as u64,
+            image => image.bytes(),
+        };
+        old.saturating_add(dropped) as i64 - image_bytes(folded.image.len()) as i64
     }
 
     fn write_chunks(&self, builder: &mut CheckpointBuilder, at_least: usize) -> Result<()> {

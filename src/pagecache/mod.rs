@@ -504,8 +504,9 @@ impl<P: Page> PageCache<P> {
     /// # Errors
     /// What reading failed with.
     pub fn scan_segment(&self, number: u32, nonce: u64, used: u64) -> Result<Option<Scan>> {
-        // Who writes leaves holds the lock until they are in their places, and none come to a sealed segment any more. For
-        // reading it is given up, which may take long, and others evict meanwhile.
+        // Who writes leaves holds the lock until they are in their places, or is the checkpoint, beside which there is no
+        // cleaner; and none come to a sealed segment any more. For reading the lock is given up: that may take long, and others
+        // evict meanwhile.
         let lock = self.maintain();
         if !self.log.segments().is_settled(number) {
             return Ok(None);
@@ -519,7 +520,18 @@ impl<P: Page> PageCache<P> {
     /// # Errors
     /// `Corruption` with its place; what reading failed with.
     pub fn read_big(&self, image: ImageAddr) -> Result<(IVec, usize)> {
-        let (_, bytes) = self.log.pages().read(image, ImageKind::Big)?;
+        self.value_of(image, self.log.pages().read(image, ImageKind::Big)?.1)
+    }
+
+    /// As [`Self::read_big`], of a segment that was read.
+    ///
+    /// # Errors
+    /// `Corruption` with its place.
+    pub fn read_big_of(&self, scan: &Scan, image: ImageAddr) -> Result<(IVec, usize)> {
+        self.value_of(image, self.read_for_move(scan, image)?.2)
+    }
+
+    fn value_of(&self, image: ImageAddr, bytes: IVec) -> Result<(IVec, usize)> {
         let key_len = bytes.get(..4).map(|b| u32::from_le_bytes(b.try_into().expect("four bytes")) as usize);
         match key_len.and_then(|len| len.checked_add(4)).filter(|at| *at <= bytes.len()) {
             Some(at) => Ok((bytes, at)),
@@ -695,7 +707,7 @@ impl<P: Page> PageCache<P> {
         count(&self.counters.moved_images);
     }
 
-    /// A leaf image of a segment that was read to move it: header, bytes as stored, and payload.
+    /// An image of a segment that was read: header, bytes as stored, and payload.
     ///
     /// # Errors
     /// `Corruption` when it is not whole.

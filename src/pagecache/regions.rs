@@ -131,10 +131,11 @@ impl Region {
         Set(std::array::from_fn(|at| self.free.0[at] & self.touched.0[at]))
     }
 
-    /// Gives runs of dirty pages back, the last ones first, until they are so many or none is left; how many they were.
-    fn give_back(&mut self, pages: usize) -> usize {
+    /// Gives runs of dirty pages back, the last ones first, until they are so many or none is left; how many they were. `huge`:
+    /// it was to be a huge page.
+    fn give_back(&mut self, pages: usize, huge: bool) -> usize {
         let (mut done, runs) = (0, self.dirty().runs().collect::<Vec<_>>());
-        if !self.is_split {
+        if huge && !runs.is_empty() {
             // Or the system makes a huge page of what is left, for which it takes up again what went back.
             self.memory.advise(false);
         }
@@ -206,7 +207,12 @@ impl Regions {
         let start = region.free.runs().find(|run| run.len() >= pages).expect("R3").start;
         let run = start..start + pages;
         region.free.remove(&run);
+        let was_free = region.free_count;
         region.free_count -= pages;
+        if region.is_split && was_free > NEARLY_FULL && region.free_count <= NEARLY_FULL {
+            // The system may make a huge page of it by itself, before there is time for that.
+            region.memory.advise(true);
+        }
         let used_again = region.touched.count(&run);
         region.touched.insert(&run);
         self.taken += pages;
@@ -393,7 +399,7 @@ impl Regions {
             if region.free_count == PAGES {
                 self.unmap(number);
             } else if !self.huge || region.dirty().count(&(0..PAGES)) >= SPLITS {
-                let done = region.give_back(self.dirty.saturating_sub(goal));
+                let done = region.give_back(self.dirty.saturating_sub(goal), self.huge);
                 self.given_back += done as u64;
                 self.less_dirty(done);
             }

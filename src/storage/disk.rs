@@ -226,6 +226,10 @@ impl Storage for DiskStorage {
         self.second_copies.read(&self.file, offset, buf)
     }
 
+    fn read_once(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.second_copies.read_once(&self.file, offset, buf)
+    }
+
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
         self.file.write_all_at(buf, offset)
     }

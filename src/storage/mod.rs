@@ -56,6 +56,15 @@ pub trait Storage: Send + Sync + Debug + 'static {
         self.read_at(offset, buf)
     }
 
+    /// As [`Self::read_at`], for what is not read again: it leaves no copy in the cache of the system where that is short of
+    /// room. Nobody writes to the range meanwhile.
+    ///
+    /// # Errors
+    /// As for [`Self::read_at`].
+    fn read_once(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.read_at(offset, buf)
+    }
+
     /// Writes all of `buf` at `offset`, growing the file when the range ends past its end.
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()>;
 
@@ -77,7 +86,7 @@ pub trait Storage: Send + Sync + Debug + 'static {
     /// Cuts or (sparsely) extends the file.
     fn set_len(&self, len: u64) -> io::Result<()>;
 
-    /// Gives the blocks of a range back; it reads as zeros or as before afterwards.
+    /// Gives the blocks of a range that is not empty back; it reads as zeros or as before afterwards.
     /// `Ok(false)`: not supported here, nothing happened.
     fn punch_hole(&self, offset: u64, len: u64) -> io::Result<bool>;
 

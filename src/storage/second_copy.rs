@@ -75,9 +75,24 @@ impl SecondCopies {
     /// # Errors
     /// What reading failed with.
     pub(super) fn read(&self, file: &File, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let mut read = 0;
         // Relaxed: a hint.
-        if !self.off.load(Ordering::Relaxed) && !self.keeps(file, offset, buf.len()) {
+        let keeps = self.off.load(Ordering::Relaxed) || self.keeps(file, offset, buf.len());
+        self.read_keeping(keeps, file, offset, buf)
+    }
+
+    /// As [`Self::read`], of what is not read again, and says nothing about how the share fares.
+    ///
+    /// # Errors
+    /// What reading failed with.
+    pub(super) fn read_once(&self, file: &File, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        // Relaxed, both: hints.
+        let keeps = self.off.load(Ordering::Relaxed) || self.share.load(Ordering::Relaxed) == WHOLE;
+        self.read_keeping(keeps, file, offset, buf)
+    }
+
+    fn read_keeping(&self, keeps: bool, file: &File, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let mut read = 0;
+        if !keeps {
             match system::read_without_copy(file, offset, buf) {
                 Ok(bytes) => read = bytes,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted || is_about_data(&error) => {}

@@ -424,6 +424,10 @@ impl Storage for SimStorage {
     }
 
     fn punch_hole(&self, offset: u64, len: u64) -> io::Result<bool> {
+        if len == 0 {
+            // As the system does.
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         self.call(OpClass::Resize, (offset, len), |_| {
             Ok(Effect::Changed(Change::Punch(position(offset)?, position(len)?)))
         })?;

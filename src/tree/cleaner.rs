@@ -73,7 +73,7 @@ impl Forest {
             };
             let moved = match header.kind {
                 crate::pagecache::ImageKind::Leaf => self.move_leaf(&tree, &scan, image),
-                crate::pagecache::ImageKind::Big => self.move_big(&tree, image),
+                crate::pagecache::ImageKind::Big => self.move_big(&tree, &scan, image),
                 // A part of the directory: the next checkpoint writes a new one.
                 _ => Ok(()),
             };
@@ -112,8 +112,8 @@ impl Forest {
         Ok(())
     }
 
-    fn move_big(&self, tree: &BwTree, image: ImageAddr) -> Result<()> {
-        let (bytes, at) = self.cache.read_big(image)?;
+    fn move_big(&self, tree: &BwTree, scan: &Scan, image: ImageAddr) -> Result<()> {
+        let (bytes, at) = self.cache.read_big_of(scan, image)?;
         let (key, value) = (&bytes[4..at], &bytes[at..]);
         if !self.refers_when_folded(tree, key, image)? {
             return Ok(());
@@ -140,9 +140,10 @@ impl Forest {
         while let Some((number, run)) = segments.next_suspect() {
             let mut live = 0;
             let scan = self.cache.scan_segment(number, run.nonce, run.used)?;
-            for (image, header) in scan.map(|scan| scan.images).unwrap_or_default() {
+            let images = scan.iter().flat_map(|scan| scan.images.iter().map(move |image| (scan, image)));
+            for (scan, &(image, header)) in images {
                 // A damaged image is met again by whoever reads the value.
-                let Ok((bytes, at)) = self.cache.read_big(image) else {
+                let Ok((bytes, at)) = self.cache.read_big_of(scan, image) else {
                     live += image.bytes();
                     continue;
                 };

@@ -194,6 +194,8 @@ pub struct Forest {
     sparse: Mutex<BTreeSet<(u32, Vec<u8>)>>,
     /// How many these are. Written under the lock.
     sparse_count: AtomicUsize,
+    /// How many they were when the file was last tidied at rest.
+    small_before: AtomicUsize,
     /// Dropped trees that no guard can be in any more.
     dropped: Arc<Mutex<VecDeque<Arc<BwTree>>>>,
     /// Ids of dropped trees whose pages are not freed yet.
@@ -234,6 +236,7 @@ impl Forest {
             shape: Mutex::default(),
             sparse: Mutex::default(),
             sparse_count: AtomicUsize::new(0),
+            small_before: AtomicUsize::new(0),
             dropped: Arc::default(),
             unfreed: Mutex::default(),
             next_id: AtomicU64::new(floor),
@@ -632,27 +635,36 @@ impl Forest {
         }
     }
 
-    /// Tidies until nothing is gained by it, and gives back every free segment: nothing is being written.
+    /// Tidies until nothing is gained by it, or the caller wants to do something else, and gives back every free segment:
+    /// nothing is being written.
     ///
     /// # Errors
     /// What reading or writing failed with.
-    pub fn settle(&self) -> Result<()> {
-        let mut small = self.sparse.lock().len();
+    pub fn settle(&self, goes_on: &dyn Fn() -> bool) -> Result<()> {
+        let (mut packed, mut live) = (u64::MAX, u64::MAX);
         for _ in 0..MOST_ROUNDS {
             self.maintain()?;
             self.log().pages().seal_sparse();
             self.tidy()?;
             self.log().give_back(true)?;
+            let usage = self.log().segments().usage();
+            // A round that moves much may be worth it only for the next.
+            let gains = |now: u64, best: u64| now < best - best / 64;
+            let gained = gains(usage.used - usage.dead, packed) || gains(usage.live, live);
+            (packed, live) = (packed.min(usage.used - usage.dead), live.min(usage.live));
             // The checkpoint has noted which leaves are small. Those that stay so have neighbours that are not.
-            let before = std::mem::replace(&mut small, self.sparse.lock().len());
-            if !self.is_untidy() && (small == before || small < SPARSE_DUE) {
+            let small = self.sparse.lock().len();
+            // Relaxed: nobody else is here.
+            let before = self.small_before.swap(small, Ordering::Relaxed);
+            let merges = small >= SPARSE_DUE && (small != before || small == SPARSE);
+            if !gained || !goes_on() || !self.is_untidy() && !merges {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Whether enough of the file is dead or waits for replay that it is worth tidying when nothing else is
+    /// Whether enough of the file is dead, waits for replay, or was removed that it is worth tidying when nothing else is
     /// to do.
     pub fn is_untidy(&self) -> bool {
         let usage = self.log().segments().usage();

@@ -154,9 +154,7 @@ impl Forest {
         let damage = match self.cache.read_leaf(image) {
             Ok(bytes) => {
                 let leaf = Leaf::new(&bytes);
-                // A tree that was dropped while it was listed ends early.
-                let ends_early = high.is_none() && self.catalog.get_id(id).is_none();
-                if leaf.low() == low && (leaf.high() == high || ends_early) {
+                if leaf.low() == low && leaf.high() == high {
                     return Ok(());
                 }
                 self.damage_at(image, WRONG_FENCES)
