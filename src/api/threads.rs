@@ -64,10 +64,9 @@ impl Bell {
         self.rung.notify_one();
     }
 
-    /// Whether its thread may go on with what it does.
-    fn is_quiet(&self) -> bool {
-        let state = self.state.lock();
-        !state.rung && !state.stop
+    /// Whether its thread is to end.
+    fn is_stopping(&self) -> bool {
+        self.state.lock().stop
     }
 
     fn wait(&self, until: Option<Instant>) -> Woken {
@@ -173,6 +172,12 @@ impl Signals {
             self.wrote(0);
         }
         quiet
+    }
+
+    /// Whether nothing was written since the log writer had the file tidied. Otherwise it has that done again.
+    fn is_at_rest(&self) -> bool {
+        // Relaxed: a hint.
+        !self.armed.load(Ordering::Relaxed) && !self.maintenance.is_stopping()
     }
 
     /// Maintenance may be due.
@@ -374,7 +379,7 @@ fn maintenance_loop(core: &Core) {
         if core.signals.tidy.swap(false, Ordering::Acquire) {
             // A checkpoint is not for the memory, and a file that is tidy needs none.
             let tidied = match core.forest.is_untidy() {
-                true => core.forest.settle(&|| core.signals.maintenance.is_quiet()),
+                true => core.forest.settle(&|| core.signals.is_at_rest()),
                 false => log.give_back(true),
             };
             done = done.and(tidied);

@@ -14,8 +14,8 @@
 //!
 //! # Concurrency
 //!
-//! A place is claimed under a mutex, and what is behind all places is given back under it; bytes are written outside of it. Nothing refers to an image before its
-//! write has returned, and nothing durable before a sync that came after it.
+//! A place is claimed under a mutex, and what is behind all places is given back under it; bytes are written outside of
+//! it. Nothing refers to an image before its write has returned, and nothing durable before a sync that came after it.
 
 use super::address::ImageAddr;
 use super::format::{HEADER, Holds, ImageHeader, ImageKind, SegmentHeader, SegmentKind, image_bytes};

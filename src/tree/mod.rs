@@ -635,8 +635,7 @@ impl Forest {
         }
     }
 
-    /// Tidies until nothing is gained by it, or the caller wants to do something else, and gives back every free segment:
-    /// nothing is being written.
+    /// Tidies until nothing is gained by it, or something is being written again, and gives back every free segment.
     ///
     /// # Errors
     /// What reading or writing failed with.
