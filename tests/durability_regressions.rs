@@ -430,6 +430,27 @@ fn a_big_value_said_to_be_where_none_can_be_harms_nothing_else() {
     }
 }
 
+/// Has `hook` run before a call writes leaves for the `nth` time, counted from 0; how often that was.
+fn before_nth_write_of_leaves(
+    medium: &Hooked,
+    nth: usize,
+    hook: impl FnOnce() + Send + 'static,
+) -> Arc<AtomicUsize> {
+    let (writes, hooked) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+    let is_nth_write = move |request: common_durability::Request<'_>| {
+        let is_leaf = request.bytes.starts_with(b"IMG1") && request.bytes[8] == 1;
+        // Relaxed: one thread.
+        is_leaf && writes.fetch_add(1, Ordering::Relaxed) == nth
+    };
+    let done = Arc::clone(&hooked);
+    medium.before_next(is_nth_write, move || {
+        hook();
+        // Relaxed: one thread.
+        done.fetch_add(1, Ordering::Relaxed);
+    });
+    hooked
+}
+
 /// The last leaf of a tree is split while a checkpoint goes through the leaves, and its parent was looked at before: what is
 /// behind the new fence must be listed, too.
 #[test]
@@ -447,22 +468,12 @@ fn a_checkpoint_lists_what_the_last_leaf_is_split_into() {
         for number in 0..KEYS {
             db.insert(key(number), &[1; 20][..]).unwrap();
         }
-        let writes = Arc::new(AtomicUsize::new(0));
-        let (other, count) = (db.clone(), Arc::clone(&writes));
-        let is_nth_write = move |request: common_durability::Request<'_>| {
-            let is_leaf = request.bytes.starts_with(b"IMG1") && request.bytes[8] == 1;
-            // Relaxed: one thread.
-            is_leaf && count.fetch_add(1, Ordering::Relaxed) == nth
-        };
-        let hooked = Arc::new(AtomicUsize::new(0));
-        let done = Arc::clone(&hooked);
-        medium.before_next(is_nth_write, move || {
+        let other = db.clone();
+        let hooked = before_nth_write_of_leaves(&medium, nth, move || {
             // Before the last key, so that the last one goes to the right.
             for number in 0..30 {
                 other.insert(format!("{} {number:02}", key(KEYS - 2)), &[2; 40][..]).unwrap();
             }
-            // Relaxed: one thread.
-            done.fetch_add(1, Ordering::Relaxed);
         });
         checkpoint(&db).unwrap();
         medium.unhook();
@@ -534,22 +545,12 @@ fn what_was_written_to_a_tree_that_is_dropped_while_it_is_listed_is_replayed() {
         for number in 0..800 {
             tree.insert(key(number), &[1; 20][..]).unwrap();
         }
-        let writes = Arc::new(AtomicUsize::new(0));
-        let (other, count) = (db.clone(), Arc::clone(&writes));
-        let is_nth_write = move |request: common_durability::Request<'_>| {
-            let is_leaf = request.bytes.starts_with(b"IMG1") && request.bytes[8] == 1;
-            // Relaxed: one thread.
-            is_leaf && count.fetch_add(1, Ordering::Relaxed) == nth
-        };
-        let hooked = Arc::new(AtomicUsize::new(0));
-        let done = Arc::clone(&hooked);
-        medium.before_next(is_nth_write, move || {
+        let other = db.clone();
+        let hooked = before_nth_write_of_leaves(&medium, nth, move || {
             for number in 500..800 {
                 tree.insert(key(number), &[2; 90][..]).unwrap();
             }
             other.drop_tree("dropped").unwrap();
-            // Relaxed: one thread.
-            done.fetch_add(1, Ordering::Relaxed);
         });
         checkpoint(&db).unwrap();
         medium.unhook();

@@ -535,7 +535,7 @@ impl Forest {
         if self.cache.excess() == 0 {
             return Ok(());
         }
-        self.cache.evict(self.cache.margin(), &|id, at, guard| self.link(id, at, guard))
+        self.evict_stuck()
     }
 
     /// As [`Self::keep_up`] for operations that only read, which do not fail because pages cannot be written.
@@ -559,11 +559,8 @@ impl Forest {
     /// # Errors
     /// What reading or writing failed with; what was not done is due again.
     pub fn maintain(&self) -> Result<()> {
-        let mut result = Ok(());
         self.make_ready();
-        if self.cache.excess() > 0 {
-            result = self.cache.evict(self.cache.margin(), &|id, at, guard| self.link(id, at, guard));
-        }
+        let mut result = self.make_room();
         result = result.and(self.free_dropped());
         self.cache.forget_stuck();
         if !self.sparse.lock().is_empty()

@@ -182,7 +182,7 @@ impl Forest {
         debug_assert!(within, "T1: leaf {} of tree {} ends behind the next separator", at.pid, tree.id);
         match self.cache.list_resident(listing, low, (at.pid, at.frame), visible) {
             Err(_) if self.log_again(tree, at, guard)? => listing.add(low, at.frame.disk()),
-            settled => settled?,
+            listed => listed?,
         }
         // How large an overlay's image is nobody knows without it.
         if !at.frame.overlay() {
